@@ -1,0 +1,3 @@
+"""AlterMOMA: prune, export and deploy camera-LiDAR fusion detectors."""
+
+__version__ = "0.1.0"

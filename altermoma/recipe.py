@@ -1,0 +1,209 @@
+"""Recipes: everything a run is asked to do, as frozen dataclasses read from TOML.
+
+Unknown keys, wrong types and impossible values are errors that name the nearest right key or the allowed values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tomli_w
+
+from altermoma.errors import RecipeError
+
+Precision = Literal["fp32", "fp16", "int8"]
+Sparsity = Literal["dense", "2:4"]
+Partition = Literal["camera", "lidar", "fusion"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRecipe:
+    """Where frames come from. An empty root means the synthetic world, made on first use and cached."""
+
+    root: str = ""
+    version: str = "v1.0-mini"
+    train_split: str = "mini_train"
+    val_split: str = "mini_val"
+    sweeps: int = 3
+    synth_scenes: int = 10
+    synth_seed: int = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneRecipe:
+    """Structured AlterMOMA. `amount` is the share removed of `budget`; scores are those of paper eq. 11-13."""
+
+    budget: Literal["flops", "channels", "params"] = "flops"
+    amount: float = 0.5
+    scope: tuple[Partition, ...] = ("camera", "lidar", "fusion")
+    channel_step: int = 16
+    min_channels: int = 16
+    alpha: float = 1.0
+    beta: float = 1.0
+    score_batches: int = 8
+    reactivation_batches: int = 8
+    reactivation_lr: float = 1e-3
+    batch_size: int = 2
+    aggregation: Literal["channel", "element"] = "channel"
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRecipe:
+    """One training or fine-tuning run. `steps` counts optimiser steps."""
+
+    steps: int = 300
+    batch_size: int = 2
+    lr: float = 4e-4
+    weight_decay: float = 0.01
+    warmup_share: float = 0.1
+    grad_clip: float = 10.0
+    schedule: Literal["cosine", "one-cycle"] = "cosine"
+    augment: bool = True
+    masked: Literal["none", "camera", "lidar"] = "none"
+    checkpoint_every: int = 50
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRecipe:
+    """Tolerances are the largest absolute difference to torch over the largest torch magnitude of that output."""
+
+    opset: int = 17
+    fp32_tolerance: float = 1e-4
+    fp16_tolerance: float = 5e-2
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineRecipe:
+    precision: Precision = "fp16"
+    sparsity: Sparsity = "dense"
+    target: str = "generic"
+    build: Literal["auto", "require", "never"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchRecipe:
+    frames: int = 8
+    rounds: int = 5
+    warmup: int = 1
+    threads: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole run of `altermoma-export`."""
+
+    name: str = "bevfusion-tiny"
+    model: str = "bevfusion-tiny"
+    checkpoint: str = ""
+    data: DataRecipe = field(default_factory=DataRecipe)
+    prune: PruneRecipe = field(default_factory=PruneRecipe)
+    finetune: TrainRecipe = field(default_factory=TrainRecipe)
+    export: ExportRecipe = field(default_factory=ExportRecipe)
+    engine: EngineRecipe = field(default_factory=EngineRecipe)
+    bench: BenchRecipe = field(default_factory=BenchRecipe)
+
+    def __post_init__(self) -> None:
+        _check_values(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        return _plain(dataclasses.asdict(self))
+
+    def to_toml(self) -> str:
+        return tomli_w.dumps(self.to_dict())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _check_values(recipe: Recipe) -> None:
+    positive = {
+        "prune.channel_step": recipe.prune.channel_step,
+        "prune.min_channels": recipe.prune.min_channels,
+        "prune.score_batches": recipe.prune.score_batches,
+        "prune.reactivation_batches": recipe.prune.reactivation_batches,
+        "prune.batch_size": recipe.prune.batch_size,
+        "finetune.batch_size": recipe.finetune.batch_size,
+        "data.synth_scenes": recipe.data.synth_scenes,
+        "data.sweeps": recipe.data.sweeps,
+        "bench.frames": recipe.bench.frames,
+        "bench.rounds": recipe.bench.rounds,
+        "bench.threads": recipe.bench.threads,
+    }
+    for key, number in positive.items():
+        if number < 1:
+            raise RecipeError(f"{key} = {number}", expected="a whole number of at least 1")
+    if not 0.0 <= recipe.prune.amount < 1.0:
+        raise RecipeError(
+            f"prune.amount = {recipe.prune.amount}",
+            expected="a share to remove, at least 0 and below 1",
+            remedy="0.5 removes half of the chosen budget",
+        )
+    if recipe.finetune.steps < 0:
+        raise RecipeError(f"finetune.steps = {recipe.finetune.steps}", expected="0 or more")
+
+
+T = TypeVar("T")
+
+
+def from_dict(cls: type[T], record: dict[str, Any], path: str = "") -> T:
+    """Builds a frozen recipe dataclass, checking every key and type below `path`."""
+    hints = typing.get_type_hints(cls)
+    fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in record:
+        if key not in fields:
+            near = difflib.get_close_matches(key, sorted(fields), n=1)
+            remedy = f"did you mean {path}{near[0]}?" if near else f"remove it; known keys: {', '.join(sorted(fields))}"
+            raise RecipeError(f"unknown recipe key {path}{key}", expected="a known key", remedy=remedy)
+    return cls(**{key: _convert(hints[key], value, f"{path}{key}") for key, value in record.items()})
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, dict):
+            raise RecipeError(f"{path} = {value!r}", expected=f"a table [{path}]")
+        return from_dict(hint, value, f"{path}.")
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        if value not in typing.get_args(hint):
+            raise RecipeError(f"{path} = {value!r}", expected="one of " + ", ".join(map(repr, typing.get_args(hint))))
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise RecipeError(f"{path} = {value!r}", expected="a list")
+        inner = typing.get_args(hint)[0]
+        return tuple(_convert(inner, item, f"{path}[{i}]") for i, item in enumerate(value))
+    if isinstance(hint, types.UnionType):
+        raise TypeError(f"recipe field {path} must have one type")
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise RecipeError(f"{path} = {value!r} ({type(value).__name__})", expected=hint.__name__)
+    return value
+
+
+def parse(text: str, source: str = "recipe") -> Recipe:
+    """Reads a recipe from TOML text; `source` names it in errors."""
+    try:
+        record = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{source} is not valid TOML: {error}", expected="a TOML file") from error
+    return from_dict(Recipe, record)
+
+
+def load(path: Path) -> Recipe:
+    """Reads a recipe file."""
+    if not path.is_file():
+        raise RecipeError(f"no recipe at {path}", expected="a TOML file", remedy="see export/bevfusion-tiny.toml")
+    return parse(path.read_text(encoding="utf-8"), str(path))
