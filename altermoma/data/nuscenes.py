@@ -107,7 +107,10 @@ class NuScenesReader:
         )
         points_p5 = self._points(token)
         if not len(points_p5):
-            warnings = (*warnings, f"{self._exposure(token, LIDAR).filename} has no points: the LiDAR branch sees zeros")
+            warnings = (
+                *warnings,
+                f"{self._exposure(token, LIDAR).filename} has no points: the LiDAR branch sees zeros",
+            )
         poses = self.poses(token)
         truth = self.truth(token)
         return Frame(

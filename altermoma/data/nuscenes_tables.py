@@ -46,6 +46,7 @@ V = TypeVar("V")
 
 class Sensor(NamedTuple):
     channel: str
+    rotation: tuple[float, ...]
     ego_from_sensor_44: NDArray[np.float64]
     intrinsics_33: NDArray[np.float64] | None
 
@@ -176,7 +177,9 @@ def _index(folder: Path, name: str, reduce: Callable[[dict[str, Any]], tuple[str
             f"{path} is not valid JSON: {error}", expected="a whole table", remedy="unpack the metadata archive again"
         ) from error
     if not isinstance(rows, list):
-        raise DataError(f"{path} is not a list", expected="a list of records", remedy="unpack the metadata archive again")
+        raise DataError(
+            f"{path} is not a list", expected="a list of records", remedy="unpack the metadata archive again"
+        )
     return result
 
 
@@ -188,10 +191,12 @@ def _label(category: str) -> int:
 def _sensor(record: dict[str, Any], channels: dict[str, str]) -> Sensor:
     channel = channels[record["sensor_token"]]
     source = f"calibrated_sensor {record['token']} ({channel})"
-    matrix = rigid(record["rotation"], record["translation"], source)
+    matrix, rotation = rigid(record["rotation"], record["translation"], source), tuple(record["rotation"])
     if not channel.startswith("CAM"):
-        return Sensor(channel, matrix, None)
-    return Sensor(channel, matrix, checked(record["camera_intrinsic"], (3, 3), f"camera_intrinsic of {source}"))
+        return Sensor(channel, rotation, matrix, None)
+    return Sensor(
+        channel, rotation, matrix, checked(record["camera_intrinsic"], (3, 3), f"camera_intrinsic of {source}")
+    )
 
 
 def _exposure(record: dict[str, Any], sensor: Sensor) -> Exposure:
