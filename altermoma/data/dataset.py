@@ -68,7 +68,7 @@ class FrameDataset:
         reader: where frames come from.
         tokens: sample tokens, in the order of the indices.
         geometry: of the model.
-        augment: how `augmented` moves frames; None leaves them as they are.
+        augment: how `sample` moves frames; None leaves them as they are.
         cache: keep decoded frames after the first read.
         cache_mib: memory for them; frames read after it is full are read again each time.
     """
@@ -100,7 +100,7 @@ class FrameDataset:
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(len(self)))
 
-    def augmented(self, index: int, rng: np.random.Generator) -> Sample:
+    def sample(self, index: int, rng: np.random.Generator) -> Sample:
         """The frame moved by `augment` with the random numbers of `rng`."""
         return self._sample(index, self.augment.matrix(rng) if self.augment else None)
 
@@ -108,7 +108,7 @@ class FrameDataset:
         """The training batch of an optimiser step, a pure function of (seed, step): a resumed run repeats it."""
         indices = batch_indices(len(self), batch_size, seed, step)
         return [
-            self.augmented(int(index), np.random.default_rng([seed, _AUGMENT, step, position]))
+            self.sample(int(index), np.random.default_rng([seed, _AUGMENT, step, position]))
             for position, index in enumerate(indices)
         ]
 

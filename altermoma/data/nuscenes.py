@@ -107,10 +107,8 @@ class NuScenesReader:
         )
         points_p5 = self._points(token)
         if not len(points_p5):
-            warnings = (
-                *warnings,
-                f"{self._exposure(token, LIDAR).filename} has no points: the LiDAR branch sees zeros",
-            )
+            name = self._exposure(token, LIDAR).filename
+            warnings = (*warnings, f"{name} has no points: the LiDAR branch sees zeros")
         poses = self.poses(token)
         truth = self.truth(token)
         return Frame(
@@ -160,7 +158,8 @@ class NuScenesReader:
         longest = MAX_TIME_DIFFERENCE * (2 if here.previous and here.next else 1)
         if not 0 < seconds <= longest:
             return np.full(3, np.nan)
-        return (np.array(last.translation) - np.array(first.translation)) / seconds
+        moved: NDArray[np.float64] = np.array(last.translation) - np.array(first.translation)
+        return moved / seconds
 
     def _box(self, row: Annotation, lidar_from_global: NDArray[np.float64]) -> list[float]:
         box_44 = lidar_from_global @ rigid(row.rotation, row.translation, f"sample_annotation {row.token}")
