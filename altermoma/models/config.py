@@ -1,0 +1,74 @@
+"""What a fusion model is made of. Numbers only; `presets` names the combinations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from altermoma.geometry import Geometry
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetConfig:
+    """Stages of a ResNet; widths are those of the 3x3 convolutions (a bottleneck puts out four times as many)."""
+
+    block: Literal["basic", "bottleneck"] = "basic"
+    stem: int = 32
+    widths: tuple[int, int, int, int] = (32, 64, 128, 128)
+    blocks: tuple[int, int, int, int] = (1, 1, 1, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraConfig:
+    """Image neck and depth-supervised lift (DepthLSS)."""
+
+    neck: int = 64
+    depth_widths: tuple[int, int, int] = (8, 16, 32)
+    depthnet: int = 64
+    channels: int = 32
+    downsample: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LidarConfig:
+    """SECOND's sparse encoder. `stages[i]` lists a stage's widths; the last of each but the last stage is strided."""
+
+    base: int = 16
+    stages: tuple[tuple[int, ...], ...] = ((16, 32), (32, 48), (48,))
+    channels: int = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class BevConfig:
+    """Fuser, SECOND backbone and SECONDFPN neck."""
+
+    fuser: int = 64
+    widths: tuple[int, ...] = (48, 80)
+    layers: tuple[int, ...] = (2, 2)
+    strides: tuple[int, ...] = (1, 2)
+    neck: tuple[int, ...] = (32, 32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """TransFusion head with one decoder layer."""
+
+    classes: int = 10
+    proposals: int = 100
+    embed: int = 48
+    attention_heads: int = 4
+    ffn: int = 96
+    branch: int = 32
+    point_classes: tuple[int, ...] = (8, 9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A whole camera-LiDAR detector."""
+
+    geometry: Geometry = Geometry()
+    resnet: ResNetConfig = ResNetConfig()
+    camera: CameraConfig = CameraConfig()
+    lidar: LidarConfig = LidarConfig()
+    bev: BevConfig = BevConfig()
+    head: HeadConfig = HeadConfig()

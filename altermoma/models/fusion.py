@@ -1,0 +1,117 @@
+"""The fusion detector: two branches meet in bird's-eye view. Children are named as in mmdet3d's BEVFusion."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from altermoma.errors import PruningError
+from altermoma.models.batch import FrameBatch
+from altermoma.models.bev import ConvFuser, Second, SecondFpn
+from altermoma.models.camera import DepthLift, LssNeck
+from altermoma.models.config import ModelConfig
+from altermoma.models.head import HeadOutputs, TransFusionHead
+from altermoma.models.resnet import ResNet
+from altermoma.models.sparse_encoder import SparseEncoder
+from altermoma.ops.functional import pool_bev
+from altermoma.ops.sparse_tables import level_shapes
+from altermoma.recipe import Partition
+
+Masked = Literal["none", "camera", "lidar"]
+
+PARTITIONS: dict[str, Partition] = {
+    "img_backbone": "camera",
+    "img_neck": "camera",
+    "view_transform": "camera",
+    "pts_middle_encoder": "lidar",
+    "fusion_layer": "fusion",
+    "pts_backbone": "fusion",
+    "pts_neck": "fusion",
+    "bbox_head": "fusion",
+}
+"""The paper's partitions c, l and f by child module."""
+
+
+class FusionModel(nn.Module):
+    """Camera-LiDAR detector with BEVFusion's structure."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        geometry = config.geometry
+        self.config = config
+        self.img_backbone = ResNet(config.resnet)
+        self.img_neck = LssNeck(self.img_backbone.out_channels[1:], config.camera.neck)
+        self.view_transform = DepthLift(config.camera.neck, geometry.depth_count, config.camera)
+        self.pts_middle_encoder = SparseEncoder(config.lidar, geometry.point_features, geometry.bev_shape)
+        lidar_channels = config.lidar.channels * level_shapes(geometry)[-1][2]
+        self.fusion_layer = ConvFuser(config.camera.channels + lidar_channels, config.bev.fuser)
+        self.pts_backbone = Second(config.bev.fuser, config.bev)
+        self.pts_neck = SecondFpn(config.bev)
+        self.bbox_head = TransFusionHead(sum(config.bev.neck), geometry.bev_shape, config.head)
+
+    def lift(self, images: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+        """[N, 3, H, W], [N, 1, H, W] -> depth weights [N, h, w, D], pixel features [N, h, w, C]."""
+        return self.view_transform.lift(self.img_neck(self.img_backbone(images)), depth)
+
+    def pool(self, depth_weights: Tensor, pixel_features: Tensor, tables: list[Tensor], size: int) -> Tensor:
+        """Lifted pixels -> camera BEV [B, C, X, Y]."""
+        shape = self.config.geometry.pool_shape
+        cells = pool_bev(depth_weights, pixel_features, tables)
+        bev = cells.reshape(size, *shape, cells.shape[1]).permute(0, 3, 1, 2)
+        return self.view_transform.downsample(bev)  # type: ignore[no-any-return]
+
+    def camera_branch(self, batch: FrameBatch) -> Tensor:
+        """Camera BEV [B, C, X, Y]."""
+        weights, features = self.lift(batch["images"], batch["depth"])
+        return self.pool(weights, features, [batch[name] for name in self.pool_tables], batch.size)
+
+    def lidar_branch(self, batch: FrameBatch) -> Tensor:
+        """LiDAR BEV [B, C * Z, X, Y]."""
+        return self.pts_middle_encoder(batch["voxels"], batch.tensors, batch.size)  # type: ignore[no-any-return]
+
+    def fuse(self, camera_bev: Tensor, lidar_bev: Tensor) -> Tensor:
+        """Both BEV maps -> the map the head reads."""
+        return self.pts_neck(self.pts_backbone(self.fusion_layer(camera_bev, lidar_bev)))  # type: ignore[no-any-return]
+
+    def forward(self, batch: FrameBatch, masked: Masked = "none") -> HeadOutputs:
+        """Detects; a masked branch hands zeros to the fusion and is not computed."""
+        camera = None if masked == "camera" else self.camera_branch(batch)
+        lidar = None if masked == "lidar" else self.lidar_branch(batch)
+        if camera is None:
+            camera = self._zeros_like(lidar, self.camera_channels, batch)
+        if lidar is None:
+            lidar = self._zeros_like(camera, self.lidar_channels, batch)
+        return self.bbox_head(self.fuse(camera, lidar))  # type: ignore[no-any-return]
+
+    def _zeros_like(self, other: Tensor | None, channels: int, batch: FrameBatch) -> Tensor:
+        if other is None:
+            raise PruningError("both branches are masked", expected="at most one masked branch")
+        return other.new_zeros(batch.size, channels, *self.config.geometry.bev_shape)
+
+    @property
+    def pool_tables(self) -> tuple[str, ...]:
+        """Graph input names of the pooling tables."""
+        sums = (f"pool_sum_{level}" for level in range(1, len(self.config.geometry.fan_in)))
+        return ("pool_depth", "pool_pixel", *sums)
+
+    @property
+    def camera_channels(self) -> int:
+        last = self.view_transform.depthnet[-1]
+        return int(last.weight.shape[0]) - self.view_transform.depth_bins
+
+    @property
+    def lidar_channels(self) -> int:
+        return int(self.fusion_layer[0].weight.shape[1]) - self.camera_channels
+
+    @staticmethod
+    def partition_of(name: str) -> Partition:
+        """The partition c, l or f that a parameter belongs to (paper, method section)."""
+        child = name.split(".", 1)[0]
+        if child not in PARTITIONS:
+            raise PruningError(
+                f"parameter {name} belongs to no partition",
+                expected="one of " + ", ".join(PARTITIONS),
+                remedy="declare the new child module in altermoma.models.fusion.PARTITIONS",
+            )
+        return PARTITIONS[child]

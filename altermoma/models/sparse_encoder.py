@@ -1,0 +1,85 @@
+"""SECOND's sparse encoder on index tables: gathers and matrix products, any channel width."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from altermoma.models.config import LidarConfig
+from altermoma.ops.functional import gather_conv, rows_to_bev
+from altermoma.ops.sparse_tables import SUBMANIFOLD, TO_BEV, Triple
+
+BN_EPS = 1e-3
+
+
+class GatherConv(nn.Module):
+    """Sparse convolution by table. `weight` is [out, kx, ky, kz, in], as spconv 2 stores it."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: Triple) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_channels, *kernel, in_channels))
+        fan_in = in_channels * math.prod(kernel)
+        # A submanifold neighbourhood is mostly empty, so fewer inputs than fan_in add up.
+        nn.init.normal_(self.weight, std=math.sqrt(4.0 / fan_in))
+
+    def forward(self, rows: Tensor, table: Tensor) -> Tensor:
+        return gather_conv(rows, table, self.weight)
+
+
+class GatherConvUnit(nn.Sequential):
+    """Convolution, batch norm, ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: Triple) -> None:
+        super().__init__(GatherConv(in_channels, out_channels, kernel), nn.BatchNorm1d(out_channels, eps=BN_EPS))
+
+    def forward(self, rows: Tensor, table: Tensor) -> Tensor:  # type: ignore[override]
+        return F.relu(self[1](self[0](rows, table)))
+
+
+class GatherBasicBlock(nn.Module):
+    """Two submanifold convolutions and a shortcut."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = GatherConv(width, width, SUBMANIFOLD.kernel)
+        self.bn1 = nn.BatchNorm1d(width, eps=BN_EPS)
+        self.conv2 = GatherConv(width, width, SUBMANIFOLD.kernel)
+        self.bn2 = nn.BatchNorm1d(width, eps=BN_EPS)
+
+    def forward(self, rows: Tensor, table: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(rows, table)))
+        return F.relu(self.bn2(self.conv2(out, table)) + rows)
+
+
+class SparseEncoder(nn.Module):
+    """BEVFusionSparseEncoder. Voxel features [N, 5] and tables -> BEV [B, C * Z, X, Y]."""
+
+    def __init__(self, config: LidarConfig, point_features: int, bev_shape: tuple[int, int]) -> None:
+        super().__init__()
+        self.bev_shape = bev_shape
+        self.conv_input = GatherConvUnit(point_features, config.base, SUBMANIFOLD.kernel)
+        self.encoder_layers = nn.ModuleDict()
+        channels = config.base
+        for index, widths in enumerate(config.stages):
+            stage = nn.ModuleList()
+            last_stage = index == len(config.stages) - 1
+            for width in widths if last_stage else widths[:-1]:
+                stage.append(GatherBasicBlock(width))
+            if not last_stage:
+                stage.append(GatherConvUnit(channels, widths[-1], SUBMANIFOLD.kernel))
+            channels = widths[-1]
+            self.encoder_layers[f"encoder_layer{index + 1}"] = stage
+        self.conv_out = GatherConvUnit(channels, config.channels, TO_BEV.kernel)
+
+    def forward(self, voxels: Tensor, tables: Mapping[str, Tensor], batch_size: int) -> Tensor:
+        rows = self.conv_input(voxels, tables["subm_table_0"])
+        for level, stage in enumerate(self.encoder_layers.values()):
+            for unit in stage:  # type: ignore[attr-defined]
+                strided = isinstance(unit, GatherConvUnit)
+                rows = unit(rows, tables[f"down_table_{level}" if strided else f"subm_table_{level}"])
+        rows = self.conv_out(rows, tables["out_table"])
+        return rows_to_bev(rows, tables["bev_table"], self.bev_shape, batch_size)

@@ -1,0 +1,113 @@
+"""The model cut into the stages that become ONNX graphs and engines. Names are the stage contract's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from altermoma.models.fusion import FusionModel
+from altermoma.models.head import BRANCHES
+
+
+class StageModule(nn.Module):
+    """One stage for one frame: tensors in, tensors out, in the order of `inputs` and `outputs`.
+
+    Children keep the model's names, so that exported nodes are named by module path.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+class CameraStage(StageModule):
+    """Pictures and depth images to depth weights and pixel features."""
+
+    inputs = ("images", "depth")
+    outputs = ("depth_weights", "pixel_features")
+
+    def __init__(self, model: FusionModel) -> None:
+        super().__init__()
+        self.img_backbone, self.img_neck = model.img_backbone, model.img_neck
+        self.view_transform = model.view_transform
+
+    def forward(self, images: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.img_neck(self.img_backbone(images))
+        return self.view_transform.lift(features, depth)
+
+
+class ViewStage(StageModule):
+    """Lifted pixels to the camera's bird's-eye view."""
+
+    outputs = ("camera_bev",)
+
+    def __init__(self, model: FusionModel) -> None:
+        super().__init__()
+        self.inputs = ("depth_weights", "pixel_features", *model.pool_tables)
+        self.model = model
+
+    def forward(self, depth_weights: Tensor, pixel_features: Tensor, *tables: Tensor) -> Tensor:
+        return self.model.pool(depth_weights, pixel_features, list(tables), 1)
+
+
+class LidarStage(StageModule):
+    """Voxels and tables to the LiDAR's bird's-eye view."""
+
+    outputs = ("lidar_bev",)
+
+    def __init__(self, model: FusionModel) -> None:
+        super().__init__()
+        self.pts_middle_encoder = model.pts_middle_encoder
+        levels = model.config.geometry.lidar_levels
+        self.inputs = (
+            "voxels",
+            *(f"subm_table_{level}" for level in range(levels + 1)),
+            *(f"down_table_{level}" for level in range(levels)),
+            "out_table",
+            "bev_table",
+        )
+
+    def forward(self, voxels: Tensor, *tables: Tensor) -> Tensor:
+        named = dict(zip(self.inputs[1:], tables, strict=True))
+        return self.pts_middle_encoder(voxels, named, 1)  # type: ignore[no-any-return]
+
+
+class FusionStage(StageModule):
+    """Both views to the map the head reads."""
+
+    inputs = ("camera_bev", "lidar_bev")
+    outputs = ("bev",)
+
+    def __init__(self, model: FusionModel) -> None:
+        super().__init__()
+        self.fusion_layer = model.fusion_layer
+        self.pts_backbone, self.pts_neck = model.pts_backbone, model.pts_neck
+
+    def forward(self, camera_bev: Tensor, lidar_bev: Tensor) -> Tensor:
+        return self.pts_neck(self.pts_backbone(self.fusion_layer(camera_bev, lidar_bev)))  # type: ignore[no-any-return]
+
+
+class HeadStage(StageModule):
+    """The map to raw box properties; `altermoma.ops.decode` makes boxes of them."""
+
+    inputs = ("bev",)
+    outputs = ("query_labels", "query_scores", *BRANCHES, "heatmap")
+
+    def __init__(self, model: FusionModel) -> None:
+        super().__init__()
+        self.bbox_head = model.bbox_head
+
+    def forward(self, bev: Tensor) -> tuple[Tensor, ...]:
+        found = self.bbox_head(bev)
+        labels = found.query_labels.to(torch.int32)
+        return labels, *(getattr(found, name) for name in self.outputs[1:])
+
+
+def stage_modules(model: FusionModel) -> dict[str, StageModule]:
+    """The stages in the order they run; they share the model's weights."""
+    return {
+        "camera": CameraStage(model),
+        "view": ViewStage(model),
+        "lidar": LidarStage(model),
+        "fusion": FusionStage(model),
+        "head": HeadStage(model),
+    }

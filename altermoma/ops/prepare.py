@@ -1,0 +1,114 @@
+"""From one frame's sensors to the graph inputs: the host's whole share of the work before the engines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+
+from altermoma.errors import DataError
+from altermoma.frames import Calibration, Frame
+from altermoma.geometry import Geometry
+from altermoma.ops.depth_image import depth_images
+from altermoma.ops.images import normalise, resize_crop
+from altermoma.ops.pooling_tables import build_pooling_tables
+from altermoma.ops.sparse_tables import SparseTableBuilder
+from altermoma.ops.voxels import voxelise
+
+StageInputs = dict[str, NDArray[np.generic]]
+
+
+class FramePreparer:
+    """Prepares frames of one geometry. Pooling tables are kept until the calibration changes. One per thread.
+
+    Attributes:
+        timings_ms: milliseconds of the last frame's parts: images, depth, voxels, tables.
+        dropped_voxels: voxels left out so far because a frame had more than `max_voxels`.
+    """
+
+    def __init__(self, geometry: Geometry) -> None:
+        self.geometry = geometry
+        self.timings_ms: dict[str, float] = {}
+        self.dropped_voxels = 0
+        self._tables = SparseTableBuilder(geometry)
+        self._pooling_of: tuple[Calibration, dict[str, NDArray[np.int32]]] | None = None
+
+    def prepare(self, frame: Frame, *, lidar_aug_44: NDArray[np.float64] | None = None) -> StageInputs:
+        """Graph inputs by name for one frame; `lidar_aug_44` moves points and lifted pixels alike."""
+        return self.prepare_parts(frame.images_vhw3, frame.points_p5, frame.calibration, lidar_aug_44=lidar_aug_44)
+
+    def prepare_parts(
+        self,
+        images_vhw3: NDArray[np.uint8],
+        points_p5: NDArray[np.float32],
+        calibration: Calibration,
+        *,
+        lidar_aug_44: NDArray[np.float64] | None = None,
+    ) -> StageInputs:
+        """As `prepare`; images already of the network's size are taken as resized."""
+        image = self.geometry.image
+        self._check(images_vhw3, points_p5, calibration)
+        inputs: StageInputs = {}
+        with self._timed("images"):
+            if images_vhw3.shape[1:3] != (image.height, image.width):
+                images_vhw3 = resize_crop(images_vhw3, image)
+            inputs["images"] = normalise(images_vhw3, image)
+        with self._timed("depth"):
+            inputs["depth"] = depth_images(points_p5, calibration, image)
+        with self._timed("voxels"):
+            voxels = voxelise(_moved(points_p5, lidar_aug_44), self.geometry)
+            self.dropped_voxels += voxels.dropped
+            inputs["voxels"] = voxels.features_nc
+        with self._timed("tables"):
+            inputs.update(self._tables.build(voxels.keys_n))
+            inputs.update(self._pooling(calibration, lidar_aug_44))
+        return inputs
+
+    def _pooling(
+        self, calibration: Calibration, lidar_aug_44: NDArray[np.float64] | None
+    ) -> dict[str, NDArray[np.int32]]:
+        if lidar_aug_44 is not None:
+            return build_pooling_tables(calibration, self.geometry, lidar_aug_44)
+        if self._pooling_of is None or not same_calibration(self._pooling_of[0], calibration):
+            self._pooling_of = calibration, build_pooling_tables(calibration, self.geometry)
+        return self._pooling_of[1]
+
+    def _check(self, images: NDArray[np.uint8], points: NDArray[np.float32], calibration: Calibration) -> None:
+        views = self.geometry.image.cameras
+        if images.ndim != 4 or images.shape[0] != views or images.shape[3] != 3:
+            raise DataError(f"images of shape {images.shape}", expected=f"[{views}, height, width, 3] RGB")
+        columns = self.geometry.point_features
+        if points.ndim != 2 or points.shape[1] != columns:
+            raise DataError(f"points of shape {points.shape}", expected=f"[P, {columns}]: x, y, z, intensity, time lag")
+        shapes = calibration.intrinsics_v33.shape, calibration.camera_from_lidar_v44.shape
+        if shapes != ((views, 3, 3), (views, 4, 4)):
+            raise DataError(
+                f"calibration of shapes {shapes[0]} and {shapes[1]}",
+                expected=f"intrinsics [{views}, 3, 3] and camera_from_lidar [{views}, 4, 4]",
+            )
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.timings_ms[part] = (time.perf_counter() - started) * 1e3
+
+
+def same_calibration(first: Calibration, second: Calibration) -> bool:
+    """Whether both calibrations give the same pooling tables."""
+    return first is second or (
+        first.image_hw == second.image_hw
+        and np.array_equal(first.intrinsics_v33, second.intrinsics_v33)
+        and np.array_equal(first.camera_from_lidar_v44, second.camera_from_lidar_v44)
+    )
+
+
+def _moved(points: NDArray[np.float32], lidar_aug_44: NDArray[np.float64] | None) -> NDArray[np.float32]:
+    if lidar_aug_44 is None:
+        return points
+    moved = points.copy()
+    moved[:, :3] = points[:, :3] @ lidar_aug_44[:3, :3].T.astype(np.float32) + lidar_aug_44[:3, 3].astype(np.float32)
+    return moved
