@@ -1,0 +1,45 @@
+"""`altermoma`: the steps of `altermoma-export` one by one."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import altermoma
+from altermoma.cli import bench, build, data, evaluate, export, prune, report, train
+from altermoma.cli.console import new_app, run_app
+
+app = new_app(
+    "Prune, export and deploy camera-LiDAR fusion detectors, step by step. `altermoma-export` does all of it in one command."
+)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(altermoma.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options before the command."""
+
+
+app.add_typer(data.app, name="data")
+app.command("train")(train.train)
+app.command("prune")(prune.prune)
+app.command("export")(export.export)
+app.command("build")(build.build)
+app.command("bench")(bench.bench)
+app.command("eval")(evaluate.evaluate)
+app.command("report")(report.report)
+
+
+def main() -> None:
+    """Entry point of `altermoma`."""
+    run_app(app)

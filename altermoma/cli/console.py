@@ -1,0 +1,50 @@
+"""What every command shares at the terminal: how an app is made, and how an error ends it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+
+import typer
+
+from altermoma.errors import AltermomaError, StorageError
+
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+def new_app(help_text: str) -> typer.Typer:
+    """A typer app whose errors reach `run_app` as they are."""
+    return typer.Typer(
+        help=help_text,
+        add_completion=False,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+def run_app(app: Callable[[], object]) -> None:
+    """Runs a command; an error made on purpose is printed plainly and becomes the exit code.
+
+    A programming error keeps its traceback: it is ours to read, not the user's to puzzle over.
+    """
+    try:
+        app()
+    except AltermomaError as error:
+        _fail(error)
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
+        place = error.filename or "a file"
+        _fail(StorageError(f"cannot write {place}: {os.strerror(error.errno)}", remedy="free space or use another --out"))
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to continue", file=sys.stderr)
+        sys.exit(130)
+
+
+def _fail(error: AltermomaError) -> None:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)

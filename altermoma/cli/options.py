@@ -1,0 +1,118 @@
+"""Options that several commands share, and how they change a recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from altermoma import recipe as recipes
+from altermoma.errors import RecipeError, UnsupportedError
+from altermoma.recipe import Precision, PruneRecipe, Recipe, Sparsity
+
+RecipeOption = Annotated[
+    Path | None,
+    typer.Option("--recipe", metavar="FILE", help="Recipe in TOML. Without it: the defaults of bevfusion-tiny."),
+]
+DataOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        metavar="ROOT",
+        help="Folder of a nuScenes data set. Without it: the synthetic world, made on first use and cached.",
+    ),
+]
+CheckpointOption = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", metavar="FILE", help="Weights in safetensors. Without it: those in the package."),
+]
+OutOption = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder to write to.")]
+FlopsOption = Annotated[
+    float | None,
+    typer.Option("--prune-flops", metavar="SHARE", help="Remove this share of the FLOPs, for example 0.5."),
+]
+ChannelsOption = Annotated[
+    float | None, typer.Option("--prune-channels", metavar="SHARE", help="Remove this share of the channels.")
+]
+ParamsOption = Annotated[
+    float | None, typer.Option("--prune-params", metavar="SHARE", help="Remove this share of the parameters.")
+]
+SparsityOption = Annotated[
+    Sparsity | None, typer.Option("--sparsity", help="Pattern inside the layers that remain: dense, or 2:4.")
+]
+PrecisionOption = Annotated[
+    Precision | None, typer.Option("--engine", help="Precision baked into the graphs: fp32, fp16 or int8.")
+]
+TargetOption = Annotated[
+    str | None, typer.Option("--target", metavar="NAME", help="Target profile, a folder of deploy/ (generic, orin, ...).")
+]
+BuildOption = Annotated[
+    Literal["auto", "require", "never"] | None,
+    typer.Option("--build", help="Engines: build where possible, require them (else exit 3), or never."),
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Budget:
+    """The three ways to say how much to prune; at most one is given."""
+
+    flops: float | None = None
+    channels: float | None = None
+    params: float | None = None
+
+    def apply(self, recipe: PruneRecipe) -> PruneRecipe:
+        given = {name: share for name, share in dataclasses.asdict(self).items() if share is not None}
+        if not given:
+            return recipe
+        if len(given) > 1:
+            options = " and ".join(f"--prune-{name}" for name in given)
+            raise RecipeError(f"{options} together", expected="one budget", remedy="keep one of them")
+        ((name, share),) = given.items()
+        return dataclasses.replace(recipe, budget=name, amount=share)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineChoice:
+    precision: Precision | None = None
+    sparsity: Sparsity | None = None
+    target: str | None = None
+    build: Literal["auto", "require", "never"] | None = None
+
+
+def load_recipe(path: Path | None, *, data: Path | None = None, checkpoint: Path | None = None) -> Recipe:
+    """The recipe of a command: the file or the defaults, with paths from the command line on top."""
+    recipe = recipes.load(path) if path is not None else Recipe()
+    if data is not None:
+        recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, root=str(data)))
+    if checkpoint is not None:
+        recipe = dataclasses.replace(recipe, checkpoint=str(checkpoint))
+    return recipe
+
+
+def with_budget(recipe: Recipe, budget: Budget) -> Recipe:
+    return dataclasses.replace(recipe, prune=budget.apply(recipe.prune))
+
+
+def with_engine(recipe: Recipe, choice: EngineChoice) -> Recipe:
+    given = {name: value for name, value in dataclasses.asdict(choice).items() if value is not None}
+    recipe = dataclasses.replace(recipe, engine=dataclasses.replace(recipe.engine, **given))
+    check_supported(recipe)
+    return recipe
+
+
+def check_supported(recipe: Recipe) -> None:
+    """Says at once, before any work, what this version cannot do."""
+    if recipe.engine.precision == "int8":
+        raise UnsupportedError(
+            "int8 engines are not there yet: they need the calibration step",
+            expected="fp32 or fp16",
+            remedy="run with --engine fp16",
+        )
+    if recipe.engine.sparsity == "2:4":
+        raise UnsupportedError(
+            "2:4 sparsity is not there yet: only whole channels are pruned",
+            expected="dense",
+            remedy="run with --sparsity dense, and prune channels with --prune-flops",
+        )

@@ -1,0 +1,138 @@
+"""`report.html`: one page that carries everything it shows; no script, no request to anywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from altermoma.report.paper import paper_table
+from altermoma.report.scenes import Scene
+from altermoma.report.summary import FRAME, HOST_STAGES, LayerWidth, Summary, Variant, stage_names
+from altermoma.storage import write_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageBar:
+    stage: str
+    milliseconds: float
+    percent: float
+    tone: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyBar:
+    """One variant's median milliseconds by stage; percents are of the slowest variant shown."""
+
+    title: str
+    total: float
+    stages: tuple[StageBar, ...]
+
+
+def write_report(path: Path, summary: Summary, scene: Scene | None) -> None:
+    """Renders the page of a run and writes it atomically."""
+    write_text(path, render(summary, scene))
+
+
+def render(summary: Summary, scene: Scene | None) -> str:
+    """The whole page as HTML.
+
+    Args:
+        summary: figures of the run.
+        scene: the frame to show; None leaves the pictures out.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("altermoma.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(fixed=_fixed, percent=_percent, signed=_signed, title_of=_title_of)
+    style = resources.files("altermoma.report").joinpath("templates/style.css").read_text(encoding="utf-8")
+    return environment.get_template("report.html.j2").render(
+        summary=summary,
+        scene=scene,
+        paper=paper_table(),
+        style=style,
+        headline=headline(summary),
+        bars=latency_bars(summary),
+        stages=stage_names(list(summary.variants.values())),
+        partitions=widths_by_partition(summary.channels),
+        host_stages=HOST_STAGES,
+        frame=FRAME,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headline:
+    """The four figures at the top: the pruned model in ONNX Runtime fp32 against the dense one there, else torch's."""
+
+    dense: Variant
+    pruned: Variant
+    latency_share: float | None
+    runtime: str
+
+
+def headline(summary: Summary) -> Headline:
+    pairs = (("dense-onnxruntime-fp32", "onnxruntime-fp32"), ("dense", "pruned"))
+    for dense_name, pruned_name in pairs:
+        dense, pruned = summary.variants.get(dense_name), summary.variants.get(pruned_name)
+        if dense and pruned and dense.latency_ms and pruned.latency_ms:
+            share = pruned.latency_ms[FRAME].p50 / dense.latency_ms[FRAME].p50
+            runtime = "ONNX Runtime fp32" if dense.runtime == "onnxruntime" else "torch"
+            return Headline(dense=dense, pruned=pruned, latency_share=share, runtime=runtime)
+    return Headline(
+        dense=summary.variants["dense"], pruned=summary.variants["pruned"], latency_share=None, runtime="not timed"
+    )
+
+
+def latency_bars(summary: Summary) -> list[LatencyBar]:
+    """Stacked bars of every variant with honest latencies."""
+    timed = [variant for variant in summary.variants.values() if variant.latency_ms]
+    names = stage_names(timed)
+    totals = [sum(times.p50 for stage, times in (v.latency_ms or {}).items() if stage != FRAME) for v in timed]
+    longest = max(totals, default=1.0)
+    return [
+        LatencyBar(
+            title=variant.title,
+            total=total,
+            stages=tuple(
+                StageBar(
+                    stage=stage,
+                    milliseconds=variant.latency_ms[stage].p50,
+                    percent=100 * variant.latency_ms[stage].p50 / longest,
+                    tone=names.index(stage),
+                )
+                for stage in names
+                if variant.latency_ms and stage in variant.latency_ms
+            ),
+        )
+        for variant, total in zip(timed, totals, strict=True)
+    ]
+
+
+def widths_by_partition(channels: tuple[LayerWidth, ...]) -> dict[str, list[LayerWidth]]:
+    found: dict[str, list[LayerWidth]] = {}
+    for layer in channels:
+        found.setdefault(layer.partition, []).append(layer)
+    return found
+
+
+def _fixed(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def _signed(value: float, digits: int = 1) -> str:
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def _title_of(value: Any) -> str:
+    return {"camera": "Camera backbone", "lidar": "LiDAR backbone", "fusion": "Fusion and head"}.get(str(value), str(value))

@@ -1,0 +1,197 @@
+"""`summary.json`: the figures of one run for programs. Keys are explained in docs/summary.md.
+
+Pure data: importable without torch, so that a dashboard or a gate can read it with numpy-free code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from altermoma.errors import StorageError
+from altermoma.recipe import Precision
+from altermoma.storage import read_json, write_json
+
+SCHEMA = 1
+FRAME = "frame"
+"""Key of the whole frame in `latency_ms`; the other keys are its stages."""
+HOST_STAGES = ("prepare", "decode")
+"""Stages of a frame outside the network: pruning cannot make them faster."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Percentiles:
+    """Milliseconds over whole frames."""
+
+    p50: float
+    p90: float
+    p99: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One model in one runtime at one precision.
+
+    Attributes:
+        gflops: 2 x MACs / 1e9 of the reference frame, sparse layers by real pairs.
+        gflops_padded: the same with the padded pairs that the gather tables carry.
+        latency_ms: percentiles by stage and for the whole `frame`; None where no honest figure exists (see `note`).
+        realised_share: (1 - ms / ms of dense) / (1 - flops / flops of dense) in the same runtime, whole frame.
+    """
+
+    title: str
+    runtime: Literal["torch", "onnxruntime", "tensorrt"]
+    precision: Precision
+    pruned: bool
+    mAP: float  # noqa: N815 (the metric's name)
+    NDS: float
+    gflops: float
+    gflops_padded: float
+    params: int
+    latency_ms: dict[str, Percentiles] | None = None
+    realised_share: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealisedShare:
+    """R in ONNX Runtime fp32: over whole frames, and over the graphs alone (stages without host work)."""
+
+    frame: float | None = None
+    graphs: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Engine against torch: largest and mean absolute difference over the largest torch magnitude, and cosine."""
+
+    max: float
+    mean: float
+    cosine: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxParity:
+    """Final boxes of one runtime against torch over several frames.
+
+    Attributes:
+        matched: share of torch's boxes that the engine has too, with the same class.
+        max_difference: largest absolute difference over matched boxes, in m, rad or m/s.
+        max_score_difference: likewise of scores.
+        mAP_difference: engine's mAP less torch's, over the validation split.
+    """
+
+    frames: int
+    boxes: int
+    matched: float
+    max_difference: float
+    max_score_difference: float
+    mAP_difference: float  # noqa: N815 (the metric's name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    stages: dict[str, Difference]
+    boxes: BoxParity
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engines:
+    """What became of TensorRT engines: `status` is "built", "not built here" or "not asked for"."""
+
+    status: str
+    line: str
+    command: str = ""
+    target: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerWidth:
+    """Output channels of one layer before and after pruning."""
+
+    partition: str
+    layer: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Everything in `summary.json`."""
+
+    name: str
+    model: str
+    data: dict[str, Any]
+    variants: dict[str, Variant]
+    flops_reduction: float
+    realised_share: RealisedShare
+    parity: dict[str, Parity]
+    engines: Engines
+    channels: tuple[LayerWidth, ...]
+    versions: dict[str, str]
+    device: str
+    seconds: dict[str, float]
+    peak_memory_mib: float
+    recipe: dict[str, Any]
+    notes: tuple[str, ...] = field(default=())
+    schema: int = SCHEMA
+
+    def write(self, path: Path) -> None:
+        write_json(path, dataclasses.asdict(self))
+
+    @classmethod
+    def read(cls, path: Path) -> Summary:
+        return from_json(read_json(path), str(path))
+
+
+def realised(dense_ms: float, pruned_ms: float, flops_reduction: float) -> float | None:
+    """R: the share of the FLOP saving that became a latency saving. None where no FLOPs were saved."""
+    if flops_reduction <= 0 or dense_ms <= 0:
+        return None
+    return (1 - pruned_ms / dense_ms) / flops_reduction
+
+
+def graph_p50(latency_ms: Mapping[str, Percentiles]) -> float:
+    """Sum of the medians of the network's stages, without host work."""
+    return sum(times.p50 for stage, times in latency_ms.items() if stage != FRAME and stage not in HOST_STAGES)
+
+
+def from_json(record: dict[str, Any], source: str = "summary") -> Summary:
+    """Reads a summary back, checking its schema and keys."""
+    if record.get("schema") != SCHEMA:
+        raise StorageError(f"{source} has schema {record.get('schema')!r}", expected=f"schema {SCHEMA}")
+    try:
+        fields = dict(record)
+        fields["variants"] = {name: _variant(value) for name, value in record["variants"].items()}
+        fields["realised_share"] = RealisedShare(**record["realised_share"])
+        fields["parity"] = {name: _parity(value) for name, value in record["parity"].items()}
+        fields["engines"] = Engines(**record["engines"])
+        fields["channels"] = tuple(LayerWidth(**value) for value in record["channels"])
+        fields["notes"] = tuple(record["notes"])
+        return Summary(**fields)
+    except (KeyError, TypeError) as error:
+        raise StorageError(f"{source} is no summary: {error}", expected="the keys of docs/summary.md") from error
+
+
+def _variant(record: dict[str, Any]) -> Variant:
+    latency = record["latency_ms"]
+    times = None if latency is None else {stage: Percentiles(**value) for stage, value in latency.items()}
+    return Variant(**{**record, "latency_ms": times})
+
+
+def _parity(record: dict[str, Any]) -> Parity:
+    stages = {stage: Difference(**value) for stage, value in record["stages"].items()}
+    return Parity(stages=stages, boxes=BoxParity(**record["boxes"]))
+
+
+def stage_names(variants: Sequence[Variant]) -> list[str]:
+    """Stages in the order in which they first appear, the whole frame left out."""
+    names: list[str] = []
+    for variant in variants:
+        for stage in variant.latency_ms or {}:
+            if stage != FRAME and stage not in names:
+                names.append(stage)
+    return names
