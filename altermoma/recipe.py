@@ -57,7 +57,14 @@ class PruneRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRecipe:
-    """One training or fine-tuning run. `steps` counts optimiser steps."""
+    """One training or fine-tuning run. `steps` counts optimiser steps.
+
+    Attributes:
+        warmup_share: share of the steps during which the learning rate rises.
+        ema_decay: of the averaged weights, which are what training returns; 0 returns the last weights.
+        match_radius: metres; a true box is matched to no query farther away. 0 sets no limit, as TransFusion.
+        checkpoint_every: steps between two saved states; a kill loses at most so many.
+    """
 
     steps: int = 300
     batch_size: int = 2
@@ -68,6 +75,8 @@ class TrainRecipe:
     schedule: Literal["cosine", "one-cycle"] = "cosine"
     augment: bool = True
     masked: Literal["none", "camera", "lidar"] = "none"
+    ema_decay: float = 0.0
+    match_radius: float = 0.0
     checkpoint_every: int = 50
     seed: int = 0
 

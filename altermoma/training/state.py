@@ -1,0 +1,140 @@
+"""The resumable state of a training run: one safetensors file with a JSON record in its header. No pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from altermoma.errors import CheckpointError
+from altermoma.storage import atomic_path
+
+STATE_FILE = "training_state.safetensors"
+_SCHEMA = "altermoma.training-state/1"
+
+
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """Hex digest of names, shapes and values."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(kw_only=True)
+class AveragedWeights:
+    """Exponential moving average of a model's floating parameters and buffers; the decay grows from 0.1 early on."""
+
+    decay: float
+    tensors: dict[str, Tensor]
+
+    @staticmethod
+    def of(model: nn.Module, decay: float) -> AveragedWeights:
+        return AveragedWeights(
+            decay=decay, tensors={name: t.detach().clone() for name, t in model.state_dict().items()}
+        )
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Takes in the weights after `step` (0, 1, ...)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, tensor in model.state_dict().items():
+            average = self.tensors[name]
+            if average.is_floating_point():
+                average.lerp_(tensor.detach(), 1 - decay)
+            else:
+                average.copy_(tensor)
+
+
+def save_state(
+    path: Path,
+    *,
+    step: int,
+    fingerprint: str,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    averaged: AveragedWeights | None,
+) -> None:
+    """Writes the state after `step` steps, whole or not at all."""
+    from safetensors.torch import save_file
+
+    tensors = {f"model/{name}": t for name, t in model.state_dict().items()}
+    if averaged is not None:
+        tensors |= {f"averaged/{name}": t for name, t in averaged.tensors.items()}
+    for name, parameter in model.named_parameters():
+        tensors |= {f"optimiser/{key}/{name}": t for key, t in optimiser.state.get(parameter, {}).items()}
+    record = json.dumps({"schema": _SCHEMA, "step": step, "fingerprint": fingerprint})
+    # Clones: safetensors refuses tensors that share memory.
+    plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    with atomic_path(path) as draft:
+        save_file(plain, draft, metadata={"record": record})
+
+
+def load_state(
+    path: Path,
+    *,
+    fingerprint: str,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    averaged: AveragedWeights | None,
+) -> int:
+    """Restores a saved state in place and returns the number of steps done; 0 where there is no state.
+
+    Raises:
+        CheckpointError: the file is broken, or belongs to another run.
+    """
+    if not path.is_file():
+        return 0
+    record, tensors = _read(path)
+    if record.get("fingerprint") != fingerprint:
+        raise CheckpointError(
+            f"{path} belongs to another run: other recipe, data, model or initial weights",
+            expected=f"fingerprint {fingerprint}, found {record.get('fingerprint')}",
+            remedy="choose another output folder, or delete the file to start over",
+        )
+    groups: dict[str, dict[str, Tensor]] = {"model": {}, "averaged": {}, "optimiser": {}}
+    for key, tensor in tensors.items():
+        kind, _, name = key.partition("/")
+        groups[kind][name] = tensor
+    model.load_state_dict(groups["model"])
+    if averaged is not None:
+        for name, tensor in averaged.tensors.items():
+            tensor.copy_(groups["averaged"][name])
+    parameters = dict(model.named_parameters())
+    optimiser.state.clear()
+    for key, tensor in groups["optimiser"].items():
+        slot, _, name = key.partition("/")
+        parameter = parameters[name]
+        # AdamW keeps its step counter on the host.
+        optimiser.state[parameter][slot] = tensor if slot == "step" else tensor.to(parameter.device)
+    return int(record["step"])
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt", device="cpu") as stream:
+            record = json.loads((stream.metadata() or {})["record"])
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not a training state: {error}",
+            expected=f"a file of schema {_SCHEMA}",
+            remedy="delete it to start the training over",
+        ) from error
+    if record.get("schema") != _SCHEMA:
+        raise CheckpointError(
+            f"{path} has schema {record.get('schema')}",
+            expected=_SCHEMA,
+            remedy="finish the run with the version that began it, or delete the file to start over",
+        )
+    return record, tensors
