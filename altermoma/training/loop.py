@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import Protocol, TextIO
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from altermoma.data.dataset import Sample, prefetch
 from altermoma.errors import AltermomaError, DataError, RecipeError
+from altermoma.models.batch import collate
+from altermoma.models.fusion import FusionModel
 from altermoma.progress import track
 from altermoma.recipe import TrainRecipe
 from altermoma.storage import content_key
@@ -28,9 +30,6 @@ from altermoma.training.losses import LossTerms, detection_loss
 from altermoma.training.schedule import apply_schedule, build_optimiser
 from altermoma.training.state import STATE_FILE, AveragedWeights, load_state, save_state, weights_digest
 from altermoma.training.targets import MatchCosts
-
-if TYPE_CHECKING:
-    from altermoma.models.fusion import FusionModel
 
 
 class TrainingSet(Protocol):
@@ -65,14 +64,14 @@ class TrainResult:
         seconds: of this run alone.
     """
 
-    model: nn.Module
+    model: FusionModel
     steps: int
     resumed_from: int
     seconds: float
     log: Path
 
 
-Objective = Callable[[nn.Module, Sequence[Sample]], LossTerms]
+Objective = Callable[[FusionModel, Sequence[Sample]], LossTerms]
 OnStep = Callable[[StepReport], None]
 
 
@@ -80,19 +79,17 @@ def detection_objective(recipe: TrainRecipe) -> Objective:
     """The detection loss of a fusion model, on the model's device."""
     costs = MatchCosts(radius=recipe.match_radius)
 
-    def objective(model: nn.Module, samples: Sequence[Sample]) -> LossTerms:
-        from altermoma.models.batch import collate
-
-        fusion: FusionModel = model  # type: ignore[assignment]
-        batch = collate([sample.inputs for sample in samples]).to(next(model.parameters()).device)
-        outputs = fusion(batch, masked=recipe.masked)
-        return detection_loss(outputs, [sample.truth for sample in samples], fusion.config.geometry, costs=costs)
+    def objective(model: FusionModel, samples: Sequence[Sample]) -> LossTerms:
+        geometry = model.config.geometry
+        batch = collate([sample.inputs for sample in samples], geometry).to(next(model.parameters()).device)
+        outputs = model(batch, masked=recipe.masked)
+        return detection_loss(outputs, [sample.truth for sample in samples], geometry, costs=costs)
 
     return objective
 
 
 def train(
-    model: nn.Module,
+    model: FusionModel,
     dataset: TrainingSet,
     recipe: TrainRecipe,
     *,
@@ -155,7 +152,7 @@ def _check(recipe: TrainRecipe, dataset: TrainingSet) -> None:
 class _Run:
     """What changes while training, and how to save it."""
 
-    model: nn.Module
+    model: FusionModel
     recipe: TrainRecipe
     folder: Path
     objective: Objective
@@ -165,7 +162,9 @@ class _Run:
     done: int = 0
 
     @staticmethod
-    def begin(model: nn.Module, dataset: TrainingSet, recipe: TrainRecipe, folder: Path, objective: Objective) -> _Run:
+    def begin(
+        model: FusionModel, dataset: TrainingSet, recipe: TrainRecipe, folder: Path, objective: Objective
+    ) -> _Run:
         optimiser = build_optimiser(model.named_parameters(), recipe)
         averaged = AveragedWeights.of(model, recipe.ema_decay) if recipe.ema_decay > 0 else None
         # How often states are saved does not change the result.

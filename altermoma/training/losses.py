@@ -17,7 +17,8 @@ from altermoma.training.targets import FOCAL_ALPHA, FOCAL_GAMMA, MatchCosts, Mat
 
 if TYPE_CHECKING:
     from altermoma.models.batch import FrameBatch
-    from altermoma.models.fusion import FusionModel, HeadOutputs
+    from altermoma.models.fusion import FusionModel
+    from altermoma.models.head import HeadOutputs
 
 CODE_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2)
 

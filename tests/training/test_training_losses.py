@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from training_standins import GEOMETRY, Outputs, random_outputs, random_truth
 
 from altermoma.frames import Boxes
 from altermoma.training.losses import (
@@ -17,7 +18,6 @@ from altermoma.training.losses import (
     sigmoid_focal_loss,
 )
 from altermoma.training.targets import MatchCosts, encode, heatmap_targets, match
-from training_standins import GEOMETRY, Outputs, random_outputs, random_truth
 
 
 def naive_focal(logit: float, positive: bool) -> float:
