@@ -42,14 +42,6 @@ class Augment:
         return result
 
 
-def move_points(points_p5: NDArray[np.float32], lidar_aug_44: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Points [P, 5] with moved x, y, z; intensity and lag stay."""
-    moved = points_p5.copy()
-    matrix = lidar_aug_44.astype(np.float32)
-    moved[:, :3] = points_p5[:, :3] @ matrix[:3, :3].T + matrix[:3, 3]
-    return moved
-
-
 def move_boxes(boxes: Boxes, lidar_aug_44: NDArray[np.float64]) -> Boxes:
     """Boxes with moved centre and heading, scaled size and velocity. Labels and scores are shared, not copied."""
     linear_33 = lidar_aug_44[:3, :3]

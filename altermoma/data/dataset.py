@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,14 @@ class Reader(Protocol):
     """Anything that reads frames by token."""
 
     def read(self, token: str) -> Frame: ...
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Failure:
+    error: BaseException
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +96,7 @@ class FrameDataset:
         self._budget = cache_mib << 20 if cache else 0
         self._kept: dict[int, _Kept] = {}
         self._lock = threading.Lock()
-        self._preparer = FramePreparer(geometry)
+        self._per_thread = threading.local()
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -118,7 +126,7 @@ class FrameDataset:
         truth = frame.truth.select(with_returns)
         if lidar_aug_44 is not None:
             truth = move_boxes(truth, lidar_aug_44)
-        inputs = self._preparer.prepare_parts(
+        inputs = self._preparer().prepare_parts(
             frame.images_vhw3, frame.points_p5, frame.calibration, lidar_aug_44=lidar_aug_44
         )
         return Sample(
@@ -127,6 +135,13 @@ class FrameDataset:
             token=self.tokens[index],
             warnings=frame.warnings,
         )
+
+    def _preparer(self) -> FramePreparer:
+        """A preparer holds scratch memory: one per thread."""
+        if not hasattr(self._per_thread, "preparer"):
+            self._per_thread.preparer = FramePreparer(self.geometry)
+        preparer: FramePreparer = self._per_thread.preparer
+        return preparer
 
     def _frame(self, index: int) -> _Kept:
         with self._lock:
@@ -171,19 +186,19 @@ def batch_indices(count: int, batch_size: int, seed: int, step: int) -> NDArray[
 def batches(
     dataset: FrameDataset, *, batch_size: int, seed: int, steps: range, depth: int = 2
 ) -> Iterator[list[Sample]]:
-    """Training batches of `steps`, prepared in a background thread at most `depth` ahead.
-
-    Closing the iterator, or leaving its loop, ends the thread. An error in the thread is raised here.
-    """
+    """Training batches of `steps`, prepared in a background thread at most `depth` ahead."""
     return prefetch((dataset.batch(step, batch_size=batch_size, seed=seed) for step in steps), depth)
 
 
-def prefetch(source: Iterator[list[Sample]], depth: int = 2) -> Iterator[list[Sample]]:
-    """`source`, run in a background thread at most `depth` items ahead."""
-    ready: queue.Queue[list[Sample] | BaseException | None] = queue.Queue(maxsize=depth)
+def prefetch(source: Iterable[T], depth: int = 2) -> Iterator[T]:
+    """`source`, run in a background thread at most `depth` items ahead.
+
+    Closing the iterator, or leaving its loop, ends the thread. An error in the thread is raised here.
+    """
+    ready: queue.Queue[T | _Failure | None] = queue.Queue(maxsize=depth)
     stopped = threading.Event()
 
-    def put(item: list[Sample] | BaseException | None) -> None:
+    def put(item: T | _Failure | None) -> None:
         while not stopped.is_set():
             try:
                 return ready.put(item, timeout=0.1)
@@ -198,14 +213,14 @@ def prefetch(source: Iterator[list[Sample]], depth: int = 2) -> Iterator[list[Sa
                     return
             put(None)
         except BaseException as error:  # handed over and raised by the consumer
-            put(error)
+            put(_Failure(error))
 
     thread = threading.Thread(target=work, name="prefetch", daemon=True)
     thread.start()
     try:
         while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
+            if isinstance(item, _Failure):
+                raise item.error
             yield item
     finally:
         stopped.set()
