@@ -49,9 +49,11 @@ class PruneRecipe:
     beta: float = 1.0
     score_batches: int = 8
     reactivation_batches: int = 8
+    reri_batches: int = 4
     reactivation_lr: float = 1e-3
     batch_size: int = 2
     aggregation: Literal["channel", "element"] = "channel"
+    selection: Literal["threshold", "greedy"] = "threshold"
     seed: int = 0
 
 
@@ -142,6 +144,7 @@ def _check_values(recipe: Recipe) -> None:
         "prune.min_channels": recipe.prune.min_channels,
         "prune.score_batches": recipe.prune.score_batches,
         "prune.reactivation_batches": recipe.prune.reactivation_batches,
+        "prune.reri_batches": recipe.prune.reri_batches,
         "prune.batch_size": recipe.prune.batch_size,
         "finetune.batch_size": recipe.finetune.batch_size,
         "data.synth_scenes": recipe.data.synth_scenes,

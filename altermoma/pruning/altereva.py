@@ -1,0 +1,110 @@
+"""AlterEva: one importance score per channel from contribution and redundancy (paper eq. 11-13)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from altermoma.errors import PruningError
+from altermoma.pruning.channels import PARTITIONS, Aggregation, ChannelGroup, ChannelVectors
+from altermoma.pruning.indicators import ChannelTerms, ScoringData, deci, reri
+from altermoma.pruning.masking import MASKS, MASKS_OF, Batch, LossFunction, Masked, bind
+from altermoma.recipe import Partition
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlterEvaOptions:
+    """Attributes:
+    alpha, beta: weights of contribution and redundancy, 1 and 1 in the paper.
+    lr: step of the reactivation, plain gradient descent.
+    aggregation: see `indicators`.
+    """
+
+    alpha: float = 1.0
+    beta: float = 1.0
+    lr: float = 1e-3
+    aggregation: Aggregation = "channel"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Indicators:
+    """What scores are made of; `reri` by the branch that was masked. Both are empty where their weight is zero."""
+
+    deci: ChannelVectors
+    reri: Mapping[Masked, ChannelVectors]
+
+
+def measure(
+    model: torch.nn.Module,
+    groups: Sequence[ChannelGroup],
+    loss_fn: LossFunction,
+    contribution: Sequence[Batch],
+    redundancy: ScoringData,
+    options: AlterEvaOptions,
+) -> Indicators:
+    """Runs Algorithm 1 up to the scores: both masks, each from the initial parameters, which come back bit for bit.
+
+    Costs len(contribution) + 2 * (B + 2 * len(redundancy.terms)) forward-backward passes; masked ones are cheaper.
+
+    Args:
+        model: the trained dense model.
+        groups: channel groups to score.
+        loss_fn: the task loss.
+        contribution: batches that estimate DeCI.
+        redundancy: batches of ReRI.
+        options: weights and step.
+
+    Raises:
+        PruningError: a loss or gradient that is not finite, or frozen parameters.
+    """
+    loss = bind(model, loss_fn)
+    terms = ChannelTerms(model, groups, options.aggregation)
+    needed = {masked for group in groups for masked in MASKS_OF[group.partition]}
+    return Indicators(
+        deci=deci(model, loss, contribution, terms) if options.alpha else {},
+        reri={
+            masked: reri(model, loss, redundancy, terms, masked, options.lr)
+            for masked in MASKS
+            if options.beta and masked in needed
+        },
+    )
+
+
+def altereva(
+    groups: Sequence[ChannelGroup], indicators: Indicators, alpha: float = 1.0, beta: float = 1.0
+) -> ChannelVectors:
+    """Scores S of eq. 11-13, each indicator first divided by its sum over the partition.
+
+    With alpha = beta a partition's scores sum to zero, about half are negative: only their order means something.
+
+    Raises:
+        PruningError: an indicator that is zero over a whole partition, or a partition the method does not know.
+    """
+    scores: ChannelVectors = {group.name: torch.zeros(group.width, dtype=torch.float64) for group in groups}
+    for partition in dict.fromkeys(group.partition for group in groups):
+        if partition not in PARTITIONS:
+            raise PruningError(f"groups in partition {partition!r}", expected="one of " + ", ".join(PARTITIONS))
+        names = [group.name for group in groups if group.partition == partition]
+        weighted: list[tuple[float, str, ChannelVectors]] = []
+        if alpha:
+            weighted.append((alpha, "DeCI", indicators.deci))
+        masks = MASKS_OF[partition] if beta else ()
+        weighted += [(-beta / len(masks), f"ReRI with {m} masked", indicators.reri[m]) for m in masks]
+        for weight, title, indicator in weighted:
+            total = _partition_sum(indicator, names, title, partition)
+            for name in names:
+                scores[name] += weight * indicator[name] / total
+    return scores
+
+
+def _partition_sum(indicator: ChannelVectors, names: Sequence[str], title: str, partition: Partition) -> float:
+    total = float(sum(indicator[name].sum() for name in names))
+    if not total > 0.0:
+        raise PruningError(
+            f"{title} is {total} over the whole {partition} partition",
+            expected="a positive sum",
+            remedy="score a trained model on frames with objects, with prune.reactivation_lr above zero",
+        )
+    return total

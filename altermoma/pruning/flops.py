@@ -1,0 +1,195 @@
+"""FLOPs (2 x MAC) of a model on a reference frame: per layer and stage, sparse layers by real and by padded pairs.
+
+*Padded* counts what the graph executes: every entry of a sparse convolution's table, occupied or not. *Real* counts the
+entries that have a source voxel. Element-wise work, norms, softmax and the sums of BEV pooling are not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from altermoma.errors import PruningError
+from altermoma.models.batch import FrameBatch
+from altermoma.models.sparse_encoder import GatherConv
+from altermoma.pruning.channels import ChannelGroup
+from altermoma.pruning.costs import CostModel
+
+PairCount = Literal["padded", "real"]
+
+STAGES: dict[str, str] = {
+    "img_backbone": "camera",
+    "img_neck": "camera",
+    "view_transform.downsample": "view",
+    "view_transform": "camera",
+    "pts_middle_encoder": "lidar",
+    "fusion_layer": "fusion",
+    "pts_backbone": "fusion",
+    "pts_neck": "fusion",
+    "bbox_head": "head",
+}
+"""Stage by module prefix; the first that fits counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerFlops:
+    """FLOPs of one module without its children, per frame. `padded` and `real` differ for sparse convolutions only."""
+
+    name: str
+    stage: str
+    padded: float
+    real: float
+
+    def count(self, pairs: PairCount) -> float:
+        return self.padded if pairs == "padded" else self.real
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlopReport:
+    """Layers with FLOPs, in order of definition."""
+
+    layers: tuple[LayerFlops, ...]
+
+    def total(self, pairs: PairCount = "padded") -> float:
+        return sum(layer.count(pairs) for layer in self.layers)
+
+    def by_stage(self, pairs: PairCount = "padded") -> dict[str, float]:
+        """FLOPs of each stage, in stage order."""
+        found = dict.fromkeys(STAGES.values(), 0.0)
+        for layer in self.layers:
+            found[layer.stage] = found.get(layer.stage, 0.0) + layer.count(pairs)
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Totals and stages in FLOPs per frame."""
+        return {
+            "total": self.total(),
+            "total_real": self.total("real"),
+            "by_stage": self.by_stage(),
+            "by_stage_real": self.by_stage("real"),
+        }
+
+
+def stage_of(module: str) -> str:
+    """The stage a module belongs to; "other" for a model that is not a camera-LiDAR detector."""
+    return next((stage for prefix, stage in STAGES.items() if f"{module}.".startswith(f"{prefix}.")), "other")
+
+
+def count_flops(model: nn.Module, batch: FrameBatch) -> FlopReport:
+    """Runs the model once and counts.
+
+    Args:
+        model: a fusion model, dense or pruned; its mode and weights are untouched.
+        batch: the reference frame; of several frames the mean is taken.
+    """
+    counter = FlopCounterMode(display=False)
+    with _occupancy(model) as occupied, _eval_mode(model), torch.no_grad(), counter:
+        model(batch)
+    root = type(model).__name__
+    inclusive = {
+        name: float(sum(counter.flop_counts.get(f"{root}.{name}", {}).values()))
+        for name, _ in model.named_modules()
+        if name
+    }
+    layers = []
+    for name, module in model.named_modules():
+        if not name:
+            continue
+        inside = sum(inclusive[f"{name}.{child}"] for child, _ in module.named_children())
+        padded = (inclusive[name] - inside) / batch.size
+        if padded > 0:
+            real = padded * occupied.get(name, 1.0)
+            layers.append(LayerFlops(name=name, stage=stage_of(name), padded=padded, real=real))
+    report = FlopReport(layers=tuple(layers))
+    _check_complete(report.total() * batch.size, float(counter.get_total_flops()))
+    return report
+
+
+def _check_complete(listed: float, counted: float) -> None:
+    if abs(listed - counted) > 1e-6 * counted:
+        raise PruningError(
+            f"layers add up to {listed:.6g} FLOPs of {counted:.6g} counted",
+            expected="every product inside a module with a name",
+        )
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    modes = {name: module.training for name, module in model.named_modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for name, module in model.named_modules():
+            module.training = modes[name]
+
+
+@contextmanager
+def _occupancy(model: nn.Module) -> Iterator[dict[str, float]]:
+    """Yields a dict that fills with the share of occupied table entries of each sparse convolution that runs."""
+    shares: dict[str, float] = {}
+    hooks = []
+    for name, module in model.named_modules():
+        if isinstance(module, GatherConv):
+
+            def record(_module: nn.Module, inputs: tuple[Tensor, Tensor], name: str = name) -> None:
+                rows, table = inputs
+                shares[name] = float((table < rows.shape[0]).sum()) / max(table.numel(), 1)
+
+            hooks.append(module.register_forward_pre_hook(record))
+    try:
+        yield shares
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def flop_costs(
+    model: nn.Module, report: FlopReport, groups: Sequence[ChannelGroup], pairs: PairCount = "padded"
+) -> CostModel:
+    """FLOPs as a function of widths: each layer's are proportional to the elements of its weight.
+
+    Args:
+        model: the dense model.
+        report: its FLOPs on the reference frame.
+        groups: all its channel groups.
+        pairs: how sparse convolutions are counted.
+
+    Raises:
+        PruningError: a layer with prunable channels that did no counted work.
+    """
+    shapes = tensor_shapes(model)
+    factors = {}
+    for layer in report.layers:
+        if len(shapes.get(f"{layer.name}.weight", ())) >= 2:
+            factors[f"{layer.name}.weight"] = layer.count(pairs) / _elements(shapes[f"{layer.name}.weight"])
+    for group in groups:
+        for member in group.members:
+            if len(shapes[member.tensor]) >= 2 and member.tensor not in factors:
+                raise PruningError(
+                    f"no FLOPs were counted for {member.tensor}",
+                    expected="every prunable layer to run on the reference frame",
+                    remedy="take a reference frame with LiDAR points",
+                )
+    rest = sum(layer.count(pairs) for layer in report.layers if f"{layer.name}.weight" not in factors)
+    return CostModel(shapes, factors, groups, rest)
+
+
+def parameter_costs(model: nn.Module, groups: Sequence[ChannelGroup]) -> CostModel:
+    """Parameters as a function of widths (buffers are not parameters)."""
+    return CostModel(tensor_shapes(model), {name: 1.0 for name, _ in model.named_parameters()}, groups)
+
+
+def tensor_shapes(model: nn.Module) -> Mapping[str, tuple[int, ...]]:
+    """Shape of every tensor of the state dict."""
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _elements(shape: Sequence[int]) -> int:
+    return torch.Size(shape).numel()

@@ -1,0 +1,147 @@
+"""Deactivated contribution (DeCI) and reactivated redundancy (ReRI), per channel.
+
+What the paper leaves open is settled thus. `theta` of a channel is every trainable slice that disappears with it. A
+first-order term is theta * gradient, summed over the slices of the channel ("channel", the loss change of removing it at
+once) or taken element by element ("element"); its absolute value is summed over batches, so that batches do not cancel.
+The two terms of ReRI are taken on the *same* batches, so that their difference is what reactivation changed and not the
+noise between batches; with one batch, D_B, this is eq. 7-10 to the letter. The network is in eval mode throughout (see
+`preserved`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from altermoma.errors import PruningError
+from altermoma.progress import track
+from altermoma.pruning.channels import Aggregation, ChannelGroup, ChannelVectors, Slice
+from altermoma.pruning.masking import Batch, Loss, Masked, gradients, preserved, reactivate
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringData:
+    """Batches an indicator is estimated on.
+
+    Attributes:
+        reactivation: D_1 .. D_B, one gradient step each.
+        terms: batches on which the first-order terms before and after are compared.
+    """
+
+    reactivation: Sequence[Batch]
+    terms: Sequence[Batch]
+
+
+class ChannelTerms:
+    """Sums first-order terms over the slices of each channel.
+
+    Args:
+        model: gives the trainable parameters; a parameter in two slices of two groups counts in both.
+        groups: channel groups to score.
+        aggregation: "channel" for |sum of terms|, "element" for the sum of |term|.
+
+    Raises:
+        PruningError: a group none of whose slices is trainable.
+    """
+
+    def __init__(self, model: nn.Module, groups: Sequence[ChannelGroup], aggregation: Aggregation) -> None:
+        self.groups, self.aggregation = tuple(groups), aggregation
+        trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._slices: dict[str, list[tuple[ChannelGroup, Slice]]] = {}
+        for group in groups:
+            members = [member for member in group.members if member.tensor in trainable]
+            if not members:
+                raise PruningError(
+                    f"every parameter of channel group {group.name} is frozen",
+                    expected="trainable parameters (requires_grad)",
+                    remedy="unfreeze the backbone before scoring, or leave its partition out of prune.scope",
+                )
+            for member in members:
+                self._slices.setdefault(member.tensor, []).append((group, member))
+        self.names = tuple(self._slices)
+        self.parameters = tuple(trainable[name] for name in self.names)
+
+    def magnitude(self, theta: Mapping[str, Tensor], gradient: Sequence[Tensor]) -> ChannelVectors:
+        """|term| of every channel.
+
+        Args:
+            theta: initial parameters by name.
+            gradient: one per entry of `names`.
+        """
+        total = {group.name: torch.zeros(group.width, dtype=torch.float64) for group in self.groups}
+        for name, slope in zip(self.names, gradient, strict=True):
+            term = theta[name].detach() * slope
+            if self.aggregation == "element":
+                term = term.abs()
+            for group, member in self._slices[name]:
+                total[group.name] += _per_channel(term, member, group.width)
+        return {name: vector.abs() for name, vector in total.items()}
+
+
+def _per_channel(term: Tensor, member: Slice, width: int) -> Tensor:
+    """Sum of `term` over all but the channels of the slice, float64 [width]."""
+    others = [dim for dim in range(term.ndim) if dim != member.dim]
+    line = term.sum(dim=others, dtype=torch.float64) if others else term.double()
+    covered = line.narrow(0, member.offset, width * member.repeat)
+    return covered.reshape(width, member.repeat).sum(1).cpu()
+
+
+def deci(model: nn.Module, loss: Loss, batches: Sequence[Batch], terms: ChannelTerms) -> ChannelVectors:
+    """DeCI (eq. 4-6): first-order terms at the initial parameters, nothing masked, summed over batches."""
+    with preserved(model) as theta:
+        total = _zeros(terms)
+        for batch in track(batches, "scores, nothing masked"):
+            _add(total, terms.magnitude(theta, gradients(loss(batch, "none"), terms.parameters)))
+    return total
+
+
+def reri(
+    model: nn.Module, loss: Loss, data: ScoringData, terms: ChannelTerms, masked: Masked, lr: float
+) -> ChannelVectors:
+    """ReRI (eq. 7-10) with one branch masked: |term before reactivation - term after it|, summed over `data.terms`.
+
+    The gradient after reactivation is taken at the reactivated parameters and multiplied by the initial ones (eq. 9).
+    Needs, beside the model, one copy of the parameters and two gradients. Parameters come back bit for bit.
+
+    Raises:
+        PruningError: loss or gradient not finite.
+    """
+    with preserved(model) as theta:
+        reactivate(model, loss, list(track(data.reactivation, f"reactivation, {masked} masked")), masked, lr)
+        total = _zeros(terms)
+        for batch in track(data.terms, f"scores, {masked} masked"):
+            after = gradients(loss(batch, masked), terms.parameters)
+            with _exchanged(model, theta):
+                change = gradients(loss(batch, masked), terms.parameters)
+            for gradient, later in zip(change, after, strict=True):
+                gradient.sub_(later)
+            _add(total, terms.magnitude(theta, change))
+    return total
+
+
+@contextmanager
+def _exchanged(model: nn.Module, theta: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside, the model has the parameters `theta`; storage is swapped, nothing is copied."""
+
+    def swap() -> None:
+        for name, parameter in model.named_parameters():
+            parameter.data, theta[name].data = theta[name].data, parameter.data
+
+    swap()
+    try:
+        yield
+    finally:
+        swap()
+
+
+def _zeros(terms: ChannelTerms) -> ChannelVectors:
+    return {group.name: torch.zeros(group.width, dtype=torch.float64) for group in terms.groups}
+
+
+def _add(total: ChannelVectors, more: ChannelVectors) -> None:
+    for name, vector in more.items():
+        total[name] += vector

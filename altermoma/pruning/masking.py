@@ -1,0 +1,100 @@
+"""Alternative masking: which branch is off, and a model that comes back bit for bit as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from altermoma.errors import PruningError
+from altermoma.recipe import Partition
+
+Masked = Literal["none", "camera", "lidar"]
+
+MASKS: tuple[Masked, ...] = ("lidar", "camera")
+"""Order of Algorithm 1: the LiDAR branch is masked first, then the camera branch."""
+
+MASKS_OF: dict[Partition, tuple[Masked, ...]] = {
+    "camera": ("lidar",),
+    "lidar": ("camera",),
+    "fusion": ("lidar", "camera"),
+}
+"""Masks under which the redundancy of a partition shows (paper eq. 11-13): the other modality's, or both."""
+
+Batch = tuple[Any, Any]
+"""(model input, truths) of a few frames, as the loss function takes them."""
+
+
+class LossFunction(Protocol):
+    """Task loss L of the paper on one batch, with one branch masked."""
+
+    def __call__(self, model: Any, batch: Any, truths: Any, masked: Any) -> Tensor: ...
+
+
+Loss = Callable[[Batch, Masked], Tensor]
+"""A loss function bound to a model."""
+
+
+def bind(model: nn.Module, loss_fn: LossFunction) -> Loss:
+    """The loss as a function of batch and mask; a loss that is not finite is a PruningError."""
+
+    def loss(batch: Batch, masked: Masked) -> Tensor:
+        value = loss_fn(model, batch[0], batch[1], masked)
+        if not bool(torch.isfinite(value)):
+            raise PruningError(
+                f"the task loss is {value.item()} with mask {masked!r}",
+                expected="a finite loss",
+                remedy="lower prune.reactivation_lr, and check that the checkpoint is trained and the labels are sound",
+            )
+        return value
+
+    return loss
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Yields a copy of all parameters; on exit parameters, buffers and train/eval modes are as before, bit for bit.
+
+    Inside, the network is in eval mode: batch norms use the trained running statistics and leave them alone, dropout is
+    off. The scores describe the network that is deployed, and do not depend on the batch composition.
+    """
+    modes = {name: module.training for name, module in model.named_modules()}
+    parameters = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+    buffers = {name: tensor.detach().clone() for name, tensor in model.named_buffers()}
+    model.eval()
+    try:
+        yield parameters
+    finally:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(parameters[name])
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])
+        for name, module in model.named_modules():
+            module.training = modes[name]
+
+
+def gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients of the loss, zeros for parameters it does not reach; not finite is a PruningError."""
+    found = torch.autograd.grad(loss, list(parameters), allow_unused=True)
+    for gradient in found:
+        if gradient is not None and not bool(torch.isfinite(gradient).all()):
+            raise PruningError(
+                "a gradient of the task loss is not finite",
+                expected="finite gradients",
+                remedy="lower prune.reactivation_lr",
+            )
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+
+
+def reactivate(model: nn.Module, loss: Loss, batches: Sequence[Batch], masked: Masked, lr: float) -> None:
+    """Plain gradient steps, one per batch, on every trainable parameter (paper eq. 16), in place."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for batch in batches:
+        steps = gradients(loss(batch, masked), trained)
+        with torch.no_grad():
+            for parameter, step in zip(trained, steps, strict=True):
+                parameter.sub_(step, alpha=lr)

@@ -1,0 +1,181 @@
+"""Structured AlterMOMA from end to end: scores, selection, surgery, and the record of what was done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from torch import nn
+
+from altermoma.errors import PruningError
+from altermoma.models.batch import FrameBatch
+from altermoma.progress import say
+from altermoma.pruning.altereva import AlterEvaOptions, altereva, measure
+from altermoma.pruning.channels import ChannelGroup, ChannelVectors, Keep, select_groups
+from altermoma.pruning.costs import CostModel, channel_costs
+from altermoma.pruning.flops import FlopReport, count_flops, flop_costs, parameter_costs
+from altermoma.pruning.groups import fusion_groups
+from altermoma.pruning.indicators import ScoringData
+from altermoma.pruning.masking import Batch, LossFunction
+from altermoma.pruning.selection import SelectionOptions, check_budget, keep_all, select
+from altermoma.pruning.surgery import shrink
+from altermoma.recipe import PruneRecipe
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneResult(Generic[ModelT]):
+    """A pruned model and how it came about.
+
+    Attributes:
+        model: new, physically smaller; not fine-tuned yet.
+        groups: all channel groups of the dense model.
+        keep: rising channel indices of each group in scope.
+        scores: AlterEva scores of each group in scope; empty where nothing was to be removed.
+        widths_before, widths_after: channels of every group.
+        flops_before, flops_after: on the reference frame.
+        asked, got: share of `budget` asked for and removed.
+    """
+
+    model: ModelT
+    groups: tuple[ChannelGroup, ...]
+    keep: Keep
+    scores: ChannelVectors
+    widths_before: dict[str, int]
+    widths_after: dict[str, int]
+    flops_before: FlopReport
+    flops_after: FlopReport
+    params_before: int
+    params_after: int
+    budget: str
+    asked: float
+    got: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Record without tensors: widths, costs and the budget."""
+        return {
+            "budget": self.budget,
+            "asked": self.asked,
+            "got": self.got,
+            "widths_before": self.widths_before,
+            "widths_after": self.widths_after,
+            "partitions": {group.name: group.partition for group in self.groups},
+            "flops_before": self.flops_before.to_json(),
+            "flops_after": self.flops_after.to_json(),
+            "params_before": self.params_before,
+            "params_after": self.params_after,
+        }
+
+
+def prune(
+    model: ModelT,
+    batches: Sequence[Batch],
+    recipe: PruneRecipe,
+    loss_fn: LossFunction,
+    reference: FrameBatch | None = None,
+) -> PruneResult[ModelT]:
+    """Scores, selects and removes channels. Deterministic; `model` comes back bit for bit as it was.
+
+    Args:
+        model: the trained dense fusion model.
+        batches: (FrameBatch, truths) pairs, `batches_needed(recipe)` of them: DeCI uses the first `score_batches`,
+            reactivation the first `reactivation_batches`, ReRI the last `reri_batches` of those.
+        recipe: budget, scope, weights and granularity.
+        loss_fn: the task loss.
+        reference: frame (or frames) on which FLOPs are counted; the first batch where none is given.
+
+    Raises:
+        PruningError: too few batches, an unreachable budget, a loss that is not finite, indicators that are zero.
+    """
+    needed = batches_needed(recipe)
+    if len(batches) < needed:
+        raise PruningError(
+            f"{len(batches)} batches to score on",
+            expected=f"{needed} or more",
+            remedy="lower prune.score_batches and prune.reactivation_batches, or give more frames",
+        )
+    groups = fusion_groups(model)
+    scoped = select_groups(groups, recipe.scope)
+    frame = batches[0][0] if reference is None else reference
+    flops_before = count_flops(model, frame)
+    cost = _cost(model, groups, scoped, recipe, flops_before)
+    options = SelectionOptions(
+        amount=recipe.amount, step=recipe.channel_step, floor=recipe.min_channels, method=recipe.selection
+    )
+    check_budget(scoped, cost, options)
+    scores = score(model, scoped, batches, recipe, loss_fn) if recipe.amount > 0 else {}
+    selection = select(scoped, scores, cost, options) if scores else keep_all(scoped)
+    smaller = shrink(model, groups, selection.keep)
+    flops_after = count_flops(smaller, frame)
+    before = {group.name: group.width for group in groups}
+    result = PruneResult(
+        model=smaller,
+        groups=groups,
+        keep=selection.keep,
+        scores=scores,
+        widths_before=before,
+        widths_after=before | dict(selection.widths),
+        flops_before=flops_before,
+        flops_after=flops_after,
+        params_before=sum(p.numel() for p in model.parameters()),
+        params_after=sum(p.numel() for p in smaller.parameters()),
+        budget=recipe.budget,
+        asked=selection.asked,
+        got=selection.got,
+    )
+    say(_summary(result))
+    return result
+
+
+def batches_needed(recipe: PruneRecipe) -> int:
+    """Batches that `prune` takes."""
+    return max(recipe.score_batches, recipe.reactivation_batches)
+
+
+def score(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    batches: Sequence[Batch],
+    recipe: PruneRecipe,
+    loss_fn: LossFunction,
+) -> ChannelVectors:
+    """AlterEva scores of the groups, with the recipe's batches and weights (see `prune`)."""
+    reactivation = batches[: recipe.reactivation_batches]
+    options = AlterEvaOptions(
+        alpha=recipe.alpha, beta=recipe.beta, lr=recipe.reactivation_lr, aggregation=recipe.aggregation
+    )
+    indicators = measure(
+        model,
+        groups,
+        loss_fn,
+        batches[: recipe.score_batches],
+        ScoringData(reactivation=reactivation, terms=reactivation[-recipe.reri_batches :]),
+        options,
+    )
+    return altereva(groups, indicators, recipe.alpha, recipe.beta)
+
+
+def _cost(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    scoped: Sequence[ChannelGroup],
+    recipe: PruneRecipe,
+    flops: FlopReport,
+) -> CostModel:
+    """FLOPs and parameters count over the whole model, channels over the scope."""
+    if recipe.budget == "flops":
+        return flop_costs(model, flops, groups)
+    if recipe.budget == "params":
+        return parameter_costs(model, groups)
+    return channel_costs(scoped)
+
+
+def _summary(result: PruneResult[ModelT]) -> str:
+    before, after = result.flops_before.total() / 1e9, result.flops_after.total() / 1e9
+    return (
+        f"pruned {result.got:.1%} of the {result.budget} (asked {result.asked:.1%}): "
+        f"{before:.2f} -> {after:.2f} GFLOPs, "
+        f"{result.params_before / 1e6:.2f} -> {result.params_after / 1e6:.2f} M parameters"
+    )

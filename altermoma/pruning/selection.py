@@ -1,0 +1,201 @@
+"""Which channels stay: one global ranking, widths rounded to the target's step, a budget met as nearly as can be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from altermoma.errors import PruningError
+from altermoma.pruning.channels import ChannelGroup, ChannelVectors
+from altermoma.pruning.costs import CostModel
+
+Method = Literal["threshold", "greedy"]
+
+Choices = Mapping[str, tuple[int, ...]]
+"""Group name -> widths it may have, rising."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionOptions:
+    """Attributes:
+    amount: share of the cost to remove, at least 0 and below 1.
+    step: widths are multiples of this, or the dense width.
+    floor: least channels of a group.
+    method: "threshold" is the paper's single threshold, then rounding; "greedy" removes blocks by score per cost.
+    """
+
+    amount: float
+    step: int = 16
+    floor: int = 16
+    method: Method = "threshold"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Attributes:
+    keep: rising channel indices of each group in scope.
+    widths: channels kept of each group in scope.
+    asked, got: share of the cost asked for and removed.
+    """
+
+    keep: Mapping[str, Tensor]
+    widths: Mapping[str, int]
+    asked: float
+    got: float
+
+
+def allowed_widths(width: int, step: int, floor: int) -> tuple[int, ...]:
+    """Rising: the multiples of `step` from `floor` on below the dense width, and the dense width itself."""
+    first = -(-max(floor, 1) // step) * step
+    return (*range(first, width, step), width)
+
+
+def select(
+    groups: Sequence[ChannelGroup], scores: ChannelVectors, cost: CostModel, options: SelectionOptions
+) -> Selection:
+    """Chooses the channels with the highest scores within the budget.
+
+    Only the order of scores counts: about half are negative. Every group takes part, none is skipped; ties go by
+    group order and channel number.
+
+    Args:
+        groups: groups in scope.
+        scores: importance of their channels.
+        cost: what the budget counts.
+        options: budget and granularity.
+
+    Raises:
+        PruningError: scores that are not finite, or a budget out of reach; the message says what is in reach.
+    """
+    _check_scores(groups, scores)
+    choices = check_budget(groups, cost, options)
+    search = _by_threshold if options.method == "threshold" else _by_greed
+    widths = search(groups, scores, cost, options.amount, choices)
+    keep = {group.name: best_channels(scores[group.name], widths[group.name]) for group in groups}
+    return Selection(keep=keep, widths=widths, asked=options.amount, got=cost.removed_share(widths))
+
+
+def keep_all(groups: Sequence[ChannelGroup]) -> Selection:
+    """The selection that removes nothing."""
+    keep = {group.name: torch.arange(group.width) for group in groups}
+    return Selection(keep=keep, widths={group.name: group.width for group in groups}, asked=0.0, got=0.0)
+
+
+def check_budget(groups: Sequence[ChannelGroup], cost: CostModel, options: SelectionOptions) -> Choices:
+    """The allowed widths of each group; a budget beyond what they can reach is a PruningError."""
+    choices = {group.name: allowed_widths(group.width, options.step, options.floor) for group in groups}
+    reach = cost.removed_share({name: widths[0] for name, widths in choices.items()})
+    if not 0.0 <= options.amount < 1.0 or options.amount > reach + 1e-9:
+        raise PruningError(
+            f"a budget of {options.amount:.1%} less cannot be met",
+            expected=f"0 to {reach:.1%} (widths in steps of {options.step}, at least {options.floor} channels per group)",
+            remedy="lower prune.amount, prune.channel_step or prune.min_channels, or widen prune.scope",
+        )
+    return choices
+
+
+def best_channels(scores: Tensor, count: int) -> Tensor:
+    """The `count` channels with the highest scores, lower numbers first among equals; rising int64."""
+    order = torch.argsort(scores, descending=True, stable=True)
+    return order[:count].sort().values
+
+
+def _check_scores(groups: Sequence[ChannelGroup], scores: ChannelVectors) -> None:
+    for group in groups:
+        found = scores.get(group.name)
+        if found is None or tuple(found.shape) != (group.width,) or not bool(torch.isfinite(found).all()):
+            raise PruningError(
+                f"scores of channel group {group.name}: {'none' if found is None else found.tolist()}",
+                expected=f"{group.width} finite numbers",
+            )
+
+
+def _by_threshold(
+    groups: Sequence[ChannelGroup], scores: ChannelVectors, cost: CostModel, amount: float, choices: Choices
+) -> dict[str, int]:
+    """One global threshold, found by bisection over ranks; then roundings that were nearly ties are turned."""
+    owner = np.repeat(np.arange(len(groups)), [group.width for group in groups])
+    everything = torch.cat([scores[group.name] for group in groups]).numpy()
+    ranked = owner[np.argsort(everything, kind="stable")]
+
+    def left(removed: int) -> dict[str, int]:
+        gone = np.bincount(ranked[:removed], minlength=len(groups))
+        return {group.name: group.width - int(n) for group, n in zip(groups, gone, strict=True)}
+
+    def rounded(removed: int) -> dict[str, int]:
+        return {name: _nearest(count, choices[name]) for name, count in left(removed).items()}
+
+    low, high = 0, len(ranked)
+    while low < high:
+        middle = (low + high) // 2
+        if cost.removed_share(rounded(middle)) < amount:
+            low = middle + 1
+        else:
+            high = middle
+    errors = {n: abs(cost.removed_share(rounded(n)) - amount) for n in (max(low - 1, 0), low)}
+    removed = min(errors, key=lambda n: (errors[n], n))
+    return _turn_ties(left(removed), rounded(removed), cost, amount, choices)
+
+
+def _nearest(count: int, allowed: tuple[int, ...]) -> int:
+    """The allowed width nearest to `count`, the wider of two equally near."""
+    return min(allowed, key=lambda width: (abs(width - count), -width))
+
+
+def _turn_ties(
+    exact: Mapping[str, int], widths: dict[str, int], cost: CostModel, amount: float, choices: Choices
+) -> dict[str, int]:
+    """Rounds groups the other way, those nearest to a tie first, where that brings the cost nearer to the budget."""
+    others: list[tuple[int, str, int]] = []
+    for name, width in widths.items():
+        beyond = [w for w in choices[name] if (w - width) * (exact[name] - width) > 0]
+        if beyond:
+            other = min(beyond, key=lambda w: abs(w - width))
+            others.append((abs(other - exact[name]) - abs(width - exact[name]), name, other))
+    error = abs(cost.removed_share(widths) - amount)
+    for _, name, other in sorted(others):
+        turned = {**widths, name: other}
+        turned_error = abs(cost.removed_share(turned) - amount)
+        if turned_error < error:
+            widths, error = turned, turned_error
+    return widths
+
+
+def _by_greed(
+    groups: Sequence[ChannelGroup], scores: ChannelVectors, cost: CostModel, amount: float, choices: Choices
+) -> dict[str, int]:
+    """Removes, again and again, the block with the least score per cost saved, until no block brings the budget nearer.
+
+    Scores count from the lowest of all, so that none is negative and a division by cost keeps their order.
+    """
+    lowest = min(float(scores[group.name].min()) for group in groups)
+    sums = {group.name: np.cumsum(np.sort(scores[group.name].numpy() - lowest)) for group in groups}
+    widths = {group.name: group.width for group in groups}
+    target = amount * cost.dense
+    removed = 0.0
+    while True:
+        best: tuple[float, str, int, float] | None = None
+        for group in groups:
+            narrower = [width for width in choices[group.name] if width < widths[group.name]]
+            if not narrower:
+                continue
+            saving = cost.saving(widths, group.name, narrower[-1])
+            if abs(removed + saving - target) >= abs(removed - target):
+                continue
+            price = _loss(sums[group.name], group.width - narrower[-1], group.width - widths[group.name]) / saving
+            if best is None or (price, group.name) < best[:2]:
+                best = (price, group.name, narrower[-1], saving)
+        if best is None:
+            return widths
+        _, name, widths[name], saving = best
+        removed += saving
+
+
+def _loss(sums: np.ndarray[tuple[int], np.dtype[np.float64]], gone: int, gone_before: int) -> float:
+    """Score of the channels between two removal counts."""
+    return float(sums[gone - 1] - (sums[gone_before - 1] if gone_before else 0.0))
