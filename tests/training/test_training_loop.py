@@ -79,7 +79,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -91,9 +91,9 @@ def test_resume_is_bit_identical(tmp_path: Path, killed_at: int, ema_decay: floa
 
     def kill(report: StepReport) -> None:
         if report.step == killed_at:
-            raise Killed
+            raise KilledError
 
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run(tmp_path / "cut", recipe, on_step=kill)
     torch.rand(3)  # the caller's random state is of no concern
     resumed = run(tmp_path / "cut", recipe)
@@ -153,9 +153,9 @@ def test_a_corrupt_state_is_an_error_that_says_what_to_do(tmp_path: Path, conten
 def test_a_cut_log_line_is_dropped(tmp_path: Path) -> None:
     def kill(report: StepReport) -> None:
         if report.step == 7:
-            raise Killed
+            raise KilledError
 
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run(tmp_path, on_step=kill)
     with (tmp_path / LOG_FILE).open("a") as stream:
         stream.write('{"step": 7, "tot')

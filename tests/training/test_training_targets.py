@@ -36,7 +36,7 @@ def truth_of(*rows: list[float], labels: list[int] | None = None) -> Boxes:
 @pytest.mark.parametrize(("length", "width", "overlap"), [(5.75, 2.4, 0.1), (15.0, 3.75, 0.1), (3.0, 3.0, 0.7)])
 def test_gaussian_radius_solves_its_quadratics(length: float, width: float, overlap: float) -> None:
     radius = gaussian_radius(length, width, overlap)
-    # The third case binds; CenterPoint takes (b + root) / 2 with its negative b: the mirrored quadratic's root, times a.
+    # The third case binds; CenterPoint adds its negative b: the mirrored quadratic's root, times a.
     a, b, c = 4 * overlap, -2 * overlap * (length + width), (overlap - 1) * length * width
     roots = np.roots([a, -b, c])
     third = roots.max() * a
