@@ -1,0 +1,186 @@
+"""Whole-frame latency of several variants, interleaved in one process so that all meet the same machine.
+
+A variant is a callable per frame: a pipeline (its parts are timed), or anything else, such as the torch model. Every
+round runs every frame through every variant, in an order that rotates from frame to frame.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from altermoma.deploy.pipeline import PARTS, Pipeline
+from altermoma.errors import RecipeError
+from altermoma.frames import Frame
+from altermoma.progress import track
+
+Variant = Callable[[Frame], Mapping[str, float] | None]
+"""Runs one frame; may give milliseconds by part. The whole call is timed as `frame`."""
+
+FRAME = "frame"
+PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkResult:
+    """Milliseconds by variant and part (`frame` is the whole), one per frame and round."""
+
+    samples: dict[str, dict[str, NDArray[np.float64]]]
+    frames: int
+    rounds: int
+    warmup: int
+    conditions: dict[str, Any]
+
+    def latency_ms(self, variant: str) -> dict[str, dict[str, float]]:
+        """p50, p90, p99, max and mean by part."""
+        return {part: summary(ms) for part, ms in self.samples[variant].items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: conditions and `latency_ms` per variant."""
+        return {
+            "frames": self.frames,
+            "rounds": self.rounds,
+            "warmup": self.warmup,
+            "conditions": self.conditions,
+            "variants": {name: {"latency_ms": self.latency_ms(name)} for name in self.samples},
+        }
+
+    def to_markdown(self) -> str:
+        """One table per percentile group: parts as rows, variants as columns (p50 / p99)."""
+        names = list(self.samples)
+        parts = [p for p in (*PARTS, FRAME) if any(p in self.samples[n] for n in names)]
+        lines = ["| ms (p50 / p90 / p99 / max) | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+        for part in parts:
+            cells = [_cell(self.samples[name].get(part)) for name in names]
+            lines.append(f"| {part} | " + " | ".join(cells) + " |")
+        return "\n".join(lines) + "\n"
+
+
+def pipeline_variant(pipeline: Pipeline) -> Variant:
+    """A pipeline as a variant: raw sensor arrays to boxes."""
+
+    def run(frame: Frame) -> Mapping[str, float]:
+        return pipeline(frame.images_vhw3, frame.points_p5, frame.calibration).timings_ms
+
+    return run
+
+
+def run_benchmark(
+    variants: Mapping[str, Variant], frames: Sequence[Frame], *, rounds: int = 5, warmup: int = 1, threads: int = 1
+) -> BenchmarkResult:
+    """Times every variant on every frame.
+
+    Args:
+        variants: by name, in the order of the tables.
+        frames: raw frames; reading them is not timed.
+        rounds: measured passes over all frames.
+        warmup: passes before, not counted.
+        threads: what the variants were built with; recorded, and set for OpenMP and BLAS libraries yet to load.
+
+    Raises:
+        RecipeError: nothing to run.
+    """
+    if not variants or not frames or rounds < 1:
+        raise RecipeError(
+            f"a benchmark of {len(variants)} variants, {len(frames)} frames and {rounds} rounds",
+            expected="at least one of each",
+        )
+    names = list(variants)
+    samples: dict[str, dict[str, list[float]]] = {name: {} for name in names}
+    with pinned_threads(threads):
+        for turn in track(range((warmup + rounds) * len(frames)), "benchmark"):
+            frame = frames[turn % len(frames)]
+            first = turn % len(names)
+            for name in names[first:] + names[:first]:
+                parts = _timed(variants[name], frame)
+                if turn >= warmup * len(frames):
+                    _append(samples[name], parts)
+    return BenchmarkResult(
+        samples={name: {part: np.asarray(ms) for part, ms in parts.items()} for name, parts in samples.items()},
+        frames=len(frames),
+        rounds=rounds,
+        warmup=warmup,
+        conditions=conditions(threads),
+    )
+
+
+def summary(ms: NDArray[np.float64]) -> dict[str, float]:
+    """p50, p90, p99, max and mean of a list of milliseconds."""
+    values = {name: float(np.percentile(ms, q)) for name, q in PERCENTILES.items()}
+    return {**values, "max": float(ms.max()), "mean": float(ms.mean())}
+
+
+def realised_share(ms_dense: float, ms_pruned: float, flops_reduction: float) -> float:
+    """R: share of the removed FLOPs that shows as removed time. The paper's is 0.52 at 50 %.
+
+    Args:
+        ms_dense: latency before pruning.
+        ms_pruned: latency of the same parts on the same machine after it.
+        flops_reduction: share of FLOPs removed from these parts, above 0.
+
+    Raises:
+        RecipeError: nothing was removed, so that R has no meaning.
+    """
+    if flops_reduction <= 0.0 or ms_dense <= 0.0:
+        raise RecipeError(f"R of {ms_dense} ms dense at a FLOP reduction of {flops_reduction}", expected="both above 0")
+    return (1.0 - ms_pruned / ms_dense) / flops_reduction
+
+
+@contextlib.contextmanager
+def pinned_threads(threads: int) -> Iterator[None]:
+    """Keeps the process on as many CPUs as it has threads, where the system lets it, and undoes that afterwards.
+
+    Libraries read OMP_NUM_THREADS when they load; for ONNX Runtime pass `threads` to the pipeline, for torch call
+    its set_num_threads.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    if before is not None and len(before) > threads:
+        os.sched_setaffinity(0, set(sorted(before)[-threads:]))
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.sched_setaffinity(0, before)
+
+
+def conditions(threads: int) -> dict[str, Any]:
+    """What the numbers depend on: processor, threads, load, clock where readable."""
+    record: dict[str, Any] = {"processor": _processor(), "cpus": os.cpu_count(), "threads": threads}
+    if hasattr(os, "getloadavg"):
+        record["load_1min"] = round(os.getloadavg()[0], 2)
+    return record
+
+
+def _timed(variant: Variant, frame: Frame) -> dict[str, float]:
+    started = time.perf_counter()
+    parts = variant(frame) or {}
+    return {**parts, FRAME: (time.perf_counter() - started) * 1e3}
+
+
+def _append(samples: dict[str, list[float]], parts: Mapping[str, float]) -> None:
+    for part, ms in parts.items():
+        samples.setdefault(part, []).append(ms)
+
+
+def _cell(ms: NDArray[np.float64] | None) -> str:
+    if ms is None:
+        return ""
+    values = summary(ms)
+    return " / ".join(f"{values[key]:.1f}" for key in (*PERCENTILES, "max"))
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as stream:
+            found = [line.partition(":")[2].strip() for line in stream if line.startswith("model name")]
+    except OSError:
+        found = []
+    return found[0] if found else "unknown"

@@ -1,0 +1,216 @@
+"""From sensor arrays to boxes: the whole frame on one bundle, on ONNX Runtime or TensorRT, without torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from altermoma.deploy.bundle import Bundle
+from altermoma.deploy.manifest import STAGES
+from altermoma.deploy.stage_io import Arrays, StageRunner
+from altermoma.errors import BundleError, DataError
+from altermoma.frames import Boxes, Calibration
+from altermoma.geometry import Geometry
+from altermoma.ops.decode import decode
+from altermoma.ops.prepare import FramePreparer
+
+Backend = Literal["onnxruntime", "tensorrt"]
+
+PARTS: tuple[str, ...] = ("images", "depth", "voxels", "tables", *STAGES, "decode")
+"""What a frame's time is made of, in order."""
+
+NO_POINTS = "empty point cloud: the LiDAR branch sees nothing"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detections:
+    """Answer for one frame.
+
+    Attributes:
+        warnings: what was degraded and carried on with; empty for a healthy frame.
+        timings_ms: wall-clock milliseconds by part (`PARTS`); a new calibration's pooling tables count as `tables`.
+    """
+
+    boxes: Boxes
+    warnings: tuple[str, ...] = ()
+    timings_ms: dict[str, float] = field(default_factory=dict)
+
+
+class Stopwatch:
+    """Milliseconds by part."""
+
+    def __init__(self, ms: Mapping[str, float] | None = None) -> None:
+        self.ms: dict[str, float] = dict(ms or {})
+
+    def time(self, part: str, work: Callable[[], T]) -> T:
+        started = time.perf_counter()
+        result = work()
+        self.ms[part] = (time.perf_counter() - started) * 1e3
+        return result
+
+
+class Pipeline:
+    """A detector ready to run. Not thread-safe: one per thread.
+
+    Args:
+        runners: one per stage name of `STAGES`.
+        score_threshold: boxes below are left out.
+    """
+
+    def __init__(self, geometry: Geometry, runners: Mapping[str, StageRunner], *, score_threshold: float = 0.0) -> None:
+        missing = [name for name in STAGES if name not in runners]
+        if missing:
+            raise BundleError(f"no graph for stage {', '.join(missing)}", expected="all of " + ", ".join(STAGES))
+        self.geometry = geometry
+        self._runners = runners
+        self._preparer = FramePreparer(geometry)
+        self._score_threshold = score_threshold
+
+    @classmethod
+    def from_bundle(
+        cls,
+        path: Path | str | Bundle,
+        backend: Backend = "onnxruntime",
+        *,
+        precision: str | None = None,
+        threads: int = 1,
+        score_threshold: float = 0.0,
+    ) -> Pipeline:
+        """Opens and checks a bundle and gets every stage ready.
+
+        Args:
+            path: the bundle folder, or a bundle already opened.
+            backend: what runs the stages.
+            precision: one of the bundle's; may be left out where it holds only one.
+            threads: of ONNX Runtime, inside one operator.
+            score_threshold: boxes below are left out.
+
+        Raises:
+            BundleError: the bundle is damaged, or lacks the precision.
+            EngineError: `tensorrt` without a GPU, or without engines that were built for it.
+        """
+        bundle = path if isinstance(path, Bundle) else Bundle.open(Path(path))
+        runners = open_stages(bundle, backend, choose_precision(bundle, precision), threads=threads)
+        return cls(bundle.manifest.geometry, runners, score_threshold=score_threshold)
+
+    def __call__(
+        self, cameras_vhw3: NDArray[np.uint8], points_p5: NDArray[np.float32], calibration: Calibration
+    ) -> Detections:
+        """One frame.
+
+        Args:
+            cameras_vhw3: uint8 RGB, native size, in the order of the calibration; a dead camera is all zeros.
+            points_p5: float32 x, y, z (m, LiDAR frame), intensity (0-255), time lag (s); may have no rows.
+            calibration: rebuilds the pooling tables when it changes, never the engines.
+
+        Returns:
+            Boxes in the LiDAR frame with warnings for degraded input and times by part.
+
+        Raises:
+            DataError: arrays of another dtype or shape, or NaN points.
+        """
+        inputs, warnings = self.prepare(cameras_vhw3, points_p5, calibration)
+        watch = Stopwatch(self._preparer.timings_ms)
+        outputs = self.run_stages(inputs, watch)
+        boxes = watch.time("decode", lambda: decode(outputs, self.geometry, self._score_threshold)[0])
+        return Detections(boxes=boxes, warnings=warnings, timings_ms=watch.ms)
+
+    def prepare(
+        self, cameras_vhw3: NDArray[np.uint8], points_p5: NDArray[np.float32], calibration: Calibration
+    ) -> tuple[Arrays, tuple[str, ...]]:
+        """Graph inputs by name, and warnings: the host's share of a frame. Arguments and errors as in a call."""
+        _check_frame(cameras_vhw3, points_p5, calibration, self.geometry)
+        warnings = [f"camera {name} is dead (an all-black image)" for name in _dead(cameras_vhw3, calibration)]
+        dropped = self._preparer.dropped_voxels
+        inputs = dict(self._preparer.prepare_parts(cameras_vhw3, points_p5, calibration))
+        dropped = self._preparer.dropped_voxels - dropped
+        if not len(inputs["voxels"]):
+            warnings.append(NO_POINTS)
+        if dropped:
+            warnings.append(f"{dropped} voxels beyond the model's {self.geometry.max_voxels} were dropped")
+        return inputs, tuple(warnings)
+
+    def run_stages(self, inputs: Arrays, watch: Stopwatch | None = None) -> Arrays:
+        """Graph inputs to the outputs of the last stage, by name; without a voxel the LiDAR branch is zeros."""
+        clock = watch or Stopwatch()
+        tensors = dict(inputs)
+        outputs: Arrays = {}
+        for name in STAGES:
+            runner = self._runners[name]
+            if name == "lidar" and not len(tensors.get("voxels", ())):
+                outputs = _silent(runner)
+            else:
+                outputs = clock.time(name, lambda runner=runner: runner.run(tensors))  # type: ignore[misc]
+            tensors.update(outputs)
+        return outputs
+
+
+def open_stages(bundle: Bundle, backend: Backend, precision: str, *, threads: int = 1) -> dict[str, StageRunner]:
+    """One runner per stage of a bundle."""
+    records = bundle.stages(precision)
+    if backend == "tensorrt":
+        from altermoma.deploy.tensorrt_backend import open_engines
+
+        return dict(open_engines(bundle, precision))
+    from altermoma.deploy.onnxruntime_backend import OnnxRuntimeStage
+
+    return {name: OnnxRuntimeStage(bundle.graph(record), record, threads=threads) for name, record in records.items()}
+
+
+def choose_precision(bundle: Bundle, precision: str | None) -> str:
+    """The asked precision, or the only one there is."""
+    held = bundle.manifest.precisions
+    if precision is not None:
+        return precision
+    if len(held) != 1:
+        raise BundleError(
+            f"bundle {bundle.folder} holds {', '.join(held) or 'no graphs'}",
+            expected="a choice",
+            remedy=f"pass precision={held[0]!r}" if held else "export again",
+        )
+    return held[0]
+
+
+def _silent(runner: StageRunner) -> Arrays:
+    """What the LiDAR stage gives for an empty scene: no voxel reaches any cell, so every cell is exactly zero."""
+    specs = runner.record.outputs
+    return {spec.name: np.zeros(runner.record.sizes(spec, "opt"), spec.dtype) for spec in specs}
+
+
+def _dead(cameras_vhw3: NDArray[np.uint8], calibration: Calibration) -> list[str]:
+    return [name for name, image in zip(calibration.camera_names, cameras_vhw3, strict=True) if not image.any()]
+
+
+def _check_frame(
+    cameras_vhw3: NDArray[np.uint8], points_p5: NDArray[np.float32], calibration: Calibration, geometry: Geometry
+) -> None:
+    views = geometry.image.cameras
+    expected = {
+        "intrinsics_v33": (calibration.intrinsics_v33.shape, (views, 3, 3)),
+        "camera_from_lidar_v44": (calibration.camera_from_lidar_v44.shape, (views, 4, 4)),
+        "camera_names": ((len(calibration.camera_names),), (views,)),
+        "cameras_vhw3": (cameras_vhw3.shape, (views, *calibration.image_hw, 3)),
+    }
+    for name, (found, wanted) in expected.items():
+        if found != wanted:
+            raise DataError(f"{name} has shape {list(found)}", expected=str(list(wanted)))
+    if cameras_vhw3.dtype != np.uint8:
+        raise DataError(f"cameras_vhw3 is {cameras_vhw3.dtype}", expected="uint8 RGB")
+    if points_p5.ndim != 2 or points_p5.shape[1] != geometry.point_features or points_p5.dtype != np.float32:
+        raise DataError(
+            f"points_p5 is {points_p5.dtype} {list(points_p5.shape)}",
+            expected=f"float32 [points, {geometry.point_features}]",
+        )
+    bad = int((~np.isfinite(points_p5)).any(axis=1).sum())
+    if bad:
+        raise DataError(f"{bad} of {len(points_p5)} points hold NaN or infinity", expected="finite coordinates")
+    if not (np.isfinite(calibration.intrinsics_v33).all() and np.isfinite(calibration.camera_from_lidar_v44).all()):
+        raise DataError("the calibration holds NaN or infinity", expected="finite matrices")

@@ -1,0 +1,204 @@
+"""A bundle checks itself: every stage and the whole frame against the answers that it carries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from altermoma.deploy.bundle import Bundle
+from altermoma.deploy.manifest import STAGES, StageRecord
+from altermoma.deploy.pipeline import Backend, Pipeline, open_stages
+from altermoma.deploy.reference import Reference
+from altermoma.deploy.stage_io import Arrays, StageRunner
+from altermoma.errors import BundleError, EngineError
+from altermoma.frames import Boxes
+
+SCORE_FLOOR = 0.1
+"""Reference boxes below are not held against the bundle: near the noise their order means nothing."""
+
+MATCH_RADIUS_M = 0.5
+
+Pair = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorCheck:
+    """One output of one stage, fed with the reference's own inputs.
+
+    Attributes:
+        difference: largest absolute difference over the reference's largest magnitude.
+        mean: mean absolute difference over the same.
+    """
+
+    precision: str
+    stage: str
+    tensor: str
+    difference: float
+    mean: float
+    allowed: float
+
+    @property
+    def passed(self) -> bool:
+        return self.difference <= self.allowed
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameCheck:
+    """The whole frame from raw sensor arrays.
+
+    Attributes:
+        boxes, matched: reference boxes of at least `SCORE_FLOOR`, and those found again with their class.
+        centre_m, score: largest differences over matched boxes.
+    """
+
+    precision: str
+    boxes: int
+    matched: int
+    centre_m: float
+    score: float
+    allowed_share: float
+    allowed_centre_m: float
+
+    @property
+    def passed(self) -> bool:
+        return self.matched >= self.allowed_share * self.boxes and self.centre_m <= self.allowed_centre_m
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfCheck:
+    backend: Backend
+    tensors: tuple[TensorCheck, ...]
+    frames: tuple[FrameCheck, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(c.passed for c in self.tensors) and all(c.passed for c in self.frames)
+
+    def require(self) -> SelfCheck:
+        """Gives itself back if everything passed.
+
+        Raises:
+            EngineError: names every output and frame that left its tolerance.
+        """
+        faults = [
+            f"{c.precision} {c.stage}.{c.tensor}: off by {c.difference:.2e}, allowed {c.allowed:.0e}"
+            for c in self.tensors
+            if not c.passed
+        ]
+        faults += [f"{c.precision} frame: {c.matched} of {c.boxes} boxes found" for c in self.frames if not c.passed]
+        if faults:
+            raise EngineError(
+                f"the bundle does not reproduce its reference on {self.backend}:\n  " + "\n  ".join(faults),
+                expected="every stage within the tolerance in the manifest",
+                remedy="do not drive with it; rebuild the engines, or export again with another precision",
+            )
+        return self
+
+
+def check_bundle(path: Path | str | Bundle, backend: Backend = "onnxruntime", *, threads: int = 1) -> SelfCheck:
+    """Runs the reference frame through every precision, stage by stage and from raw sensor arrays to boxes."""
+    bundle = path if isinstance(path, Bundle) else Bundle.open(Path(path))
+    reference = bundle.reference()
+    tensors: list[TensorCheck] = []
+    frames: list[FrameCheck] = []
+    for precision in bundle.manifest.precisions:
+        runners = open_stages(bundle, backend, precision, threads=threads)
+        allowed = bundle.manifest.tolerances[precision]
+        for name in STAGES:
+            tensors += _check_stage(precision, runners[name], reference, allowed)
+        frames.append(_check_frame(precision, Pipeline(bundle.manifest.geometry, runners), reference))
+    return SelfCheck(backend=backend, tensors=tuple(tensors), frames=tuple(frames))
+
+
+def match_boxes(
+    reference: Boxes, found: Boxes, radius_m: float = MATCH_RADIUS_M
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs boxes of one class by nearest centre within `radius_m`, best reference scores first; each used once."""
+    free = np.ones(len(found), bool)
+    pairs: list[tuple[int, int]] = []
+    for i in np.argsort(-reference.scores_m, kind="stable"):
+        distance = np.linalg.norm(found.geometry_m9[:, :3] - reference.geometry_m9[i, :3], axis=1)
+        distance[~free | (found.labels_m != reference.labels_m[i])] = np.inf
+        if len(distance) and distance.min() <= radius_m:
+            best = int(distance.argmin())
+            free[best] = False
+            pairs.append((int(i), best))
+    left, right = np.asarray(pairs, np.int64).reshape(-1, 2).T
+    return left, right
+
+
+def _check_stage(precision: str, runner: StageRunner, reference: Reference, allowed: float) -> list[TensorCheck]:
+    record = runner.record
+    outputs = runner.run(_reference_inputs(record, reference))
+    missing = [spec.name for spec in record.outputs if spec.name not in reference.tensors]
+    if missing:
+        raise BundleError(f"the reference holds no {', '.join(missing)} of stage {record.name}", remedy="export again")
+    wanted = {spec.name: reference.tensors[spec.name] for spec in record.outputs}
+    checks = []
+    for name, (got, want) in align_proposals(wanted, outputs, allowed).items():
+        scale = max(float(np.abs(want).max(initial=0.0)), 1e-12)
+        off = np.abs(got - want) / scale
+        largest = float(off.max(initial=0.0))
+        checks.append(
+            TensorCheck(
+                precision=precision,
+                stage=record.name,
+                tensor=name,
+                difference=largest if np.isfinite(got).all() else float("inf"),
+                mean=float(off.mean()) if off.size else 0.0,
+                allowed=allowed,
+            )
+        )
+    return checks
+
+
+def _reference_inputs(record: StageRecord, reference: Reference) -> Arrays:
+    known = {**reference.tensors, **reference.host}
+    return {spec.name: known[spec.name] for spec in record.inputs if spec.name in known}
+
+
+def align_proposals(wanted: Arrays, got: Arrays, allowed: float) -> dict[str, Pair]:
+    """(found, expected) in float64 by output name; proposals [B, ., P] of the head are brought into one order first.
+
+    Top-k picks proposals by score, so that rounding may swap neighbours or exchange the weakest. Proposals are paired
+    by label and nearest centre (cells); at least a share 1 - `allowed` must find its partner.
+    """
+    if "center" not in wanted or "query_labels" not in wanted:
+        return {name: (_f64(got[name]), _f64(array)) for name, array in wanted.items()}
+    a, b = _f64(wanted["center"])[0].T, _f64(got["center"])[0].T
+    distance_pp = np.linalg.norm(a[:, None] - b[None], axis=2)
+    distance_pp[wanted["query_labels"][0][:, None] != got["query_labels"][0][None]] = np.inf
+    partner = distance_pp.argmin(axis=1)
+    paired = distance_pp[np.arange(len(a)), partner] < 1.0
+    if paired.mean() < 1.0 - max(allowed, 0.0):
+        paired[:] = True  # compared as they are: the differences then say how wrong it is
+        partner = np.arange(len(a))
+    rows = np.flatnonzero(paired)
+    aligned = {name: (_f64(got[name]), _f64(array)) for name, array in wanted.items()}
+    for name, (found, expected) in aligned.items():
+        if expected.shape[-1] == len(a):
+            aligned[name] = (found[..., partner[rows]], expected[..., rows])
+    return aligned
+
+
+def _f64(array: NDArray[np.generic]) -> NDArray[np.float64]:
+    return array.astype(np.float64)
+
+
+def _check_frame(precision: str, pipeline: Pipeline, reference: Reference) -> FrameCheck:
+    answer = pipeline(reference.images_vhw3, reference.points_p5, reference.calibration)
+    sure = reference.boxes.select(reference.boxes.scores_m >= SCORE_FLOOR)
+    left, right = match_boxes(sure, answer.boxes)
+    centre = sure.geometry_m9[left, :3] - answer.boxes.geometry_m9[right, :3]
+    return FrameCheck(
+        precision=precision,
+        boxes=len(sure),
+        matched=len(left),
+        centre_m=float(np.linalg.norm(centre, axis=1).max(initial=0.0)),
+        score=float(np.abs(sure.scores_m[left] - answer.boxes.scores_m[right]).max(initial=0.0)),
+        allowed_share=1.0 if precision == "fp32" else 0.9,
+        allowed_centre_m=5e-3 if precision == "fp32" else MATCH_RADIUS_M,
+    )

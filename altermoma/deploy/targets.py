@@ -1,0 +1,136 @@
+"""Target profiles: what a vehicle computer has. `deploy/<target>/target.toml`, which the wheel carries too."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from altermoma.errors import RecipeError
+
+GENERIC = "generic"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One machine and its software.
+
+    Attributes:
+        title: for people.
+        platform: what it runs on.
+        tensorrt: the version that it ships; graphs are checked for it. For a target that may run several (desktop)
+            the oldest of them.
+        compute_capability: of the GPU; empty where it varies.
+        memory_gib: shared with the CPU on embedded machines; 0 where it varies.
+        dla_cores: deep-learning accelerators that this TensorRT can use.
+        precisions: what the GPU computes and this TensorRT builds.
+        sparse: whether 2:4 kernels exist.
+        channel_step: multiple that channel widths are rounded to for each precision.
+        notes: what a user must know.
+    """
+
+    title: str
+    platform: Literal["jetson", "drive", "desktop", "any"]
+    tensorrt: str
+    compute_capability: str
+    memory_gib: int
+    dla_cores: int
+    precisions: tuple[str, ...]
+    sparse: bool
+    channel_step: dict[str, int]
+    notes: tuple[str, ...] = ()
+    name: str = ""
+
+    @property
+    def tensorrt_version(self) -> tuple[int, ...]:
+        return tuple(int(part) for part in self.tensorrt.split("."))
+
+    def step(self, precision: str) -> int:
+        """Channel step for a precision.
+
+        Raises:
+            RecipeError: the target does not compute in it.
+        """
+        if precision not in self.precisions or precision not in self.channel_step:
+            raise RecipeError(
+                f"target {self.name} does not offer {precision}", expected="one of " + ", ".join(self.precisions)
+            )
+        return self.channel_step[precision]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, for the manifest."""
+        record = dataclasses.asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in record.items()}
+
+
+def target_folders() -> tuple[Path, ...]:
+    """Where profiles are looked for: inside the installed wheel, then (editable installs) beside the package."""
+    here = Path(__file__).resolve().parent
+    return here / "targets", here.parents[1] / "deploy"
+
+
+def target_names() -> tuple[str, ...]:
+    """All known targets."""
+    return tuple(sorted({p.parent.name for folder in target_folders() for p in folder.glob("*/target.toml")}))
+
+
+def load_target(name: str) -> Target:
+    """A target by name, or by the path of a profile of one's own.
+
+    Raises:
+        RecipeError: no such target, or a profile that is not valid; names the nearest.
+    """
+    if name.endswith(".toml"):
+        return read_target(Path(name))
+    for folder in target_folders():
+        path = folder / name / "target.toml"
+        if path.is_file():
+            return read_target(path)
+    near = difflib.get_close_matches(name, target_names(), n=1)
+    raise RecipeError(
+        f"no target {name!r}",
+        expected="one of " + ", ".join(target_names()),
+        remedy=f"did you mean {near[0]}?" if near else "or name a target.toml of your own",
+    )
+
+
+def read_target(path: Path) -> Target:
+    """Reads one profile; its name is that of its folder."""
+    try:
+        record = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RecipeError(f"no target profile at {path}", expected="a TOML file") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"{path} is not valid TOML: {error}", expected="a target profile") from error
+    hints = typing.get_type_hints(Target)
+    fields = {f.name: f for f in dataclasses.fields(Target) if f.name != "name"}
+    unknown = sorted(set(record) - set(fields))
+    missing = sorted(n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in record)
+    if unknown or missing:
+        faults = [f"unknown key {n}" for n in unknown] + [f"no key {n}" for n in missing]
+        raise RecipeError(f"{path}: {', '.join(faults)}", expected="keys " + ", ".join(fields))
+    values = {key: _value(path, key, value, hints[key]) for key, value in record.items()}
+    return Target(name=path.parent.name, **values)
+
+
+def _value(path: Path, key: str, value: Any, hint: Any) -> Any:
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        good = value in typing.get_args(hint)
+    elif origin is tuple:
+        good = isinstance(value, list) and all(isinstance(item, str) for item in value)
+        value = tuple(value) if good else value
+    elif isinstance(hint, types.GenericAlias):
+        good = isinstance(value, dict) and all(type(item) is int and item > 0 for item in value.values())
+    else:
+        good = type(value) is hint
+    if key == "tensorrt" and good:
+        good = all(part.isdigit() for part in value.split("."))
+    if not good:
+        raise RecipeError(f"{path}: {key} = {value!r}", expected=str(hint).removeprefix("typing."))
+    return value

@@ -1,0 +1,230 @@
+"""Stages on TensorRT engines: numpy in, numpy out, buffers allocated once at their largest size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from altermoma.deploy.bundle import ENGINES_FOLDER, Bundle
+from altermoma.deploy.cuda_driver import Cuda, DeviceBuffer, Gpu, probe_gpu
+from altermoma.deploy.manifest import NOT_BUILT, EngineRecord, EngineState, StageRecord
+from altermoma.deploy.stage_io import Arrays, check_inputs
+from altermoma.deploy.tensorrt_api import complaints, import_tensorrt, make_logger, numpy_name
+from altermoma.deploy.tensorrt_builder import BuildOptions, build_engine, engine_key
+from altermoma.errors import EngineError, UnsupportedError
+from altermoma.progress import say, track
+from altermoma.storage import sha256_of, write_bytes
+
+BUILD_COMMAND = "altermoma build BUNDLE"
+
+
+def engines_here(bundle: Bundle, options: BuildOptions, *, build: Literal["auto", "require", "never"]) -> Bundle:
+    """Builds the engines of one precision where this machine can, and records the outcome in the bundle.
+
+    Args:
+        bundle: gains `engines/` and a manifest that lists them, or says why there are none.
+        options: how to build.
+        build: "require" makes a machine that cannot build an error, "never" does not try.
+
+    Returns:
+        The bundle as it now is.
+
+    Raises:
+        EngineError: a stage that does not build or is not what was asked for; or nothing to build with, if required.
+    """
+    reason = "" if build != "never" else "the build was not asked for"
+    reason = reason or why_not()
+    if reason and build == "require":
+        raise EngineError(
+            f"engines cannot be built here: {reason}",
+            expected="an NVIDIA GPU and TensorRT 8.5 or newer",
+            remedy=f"run on the target: {BUILD_COMMAND}",
+        )
+    if reason:
+        return bundle.with_engines(EngineState(state=NOT_BUILT, reason=reason, command=BUILD_COMMAND))
+    return _build_all(bundle, options)
+
+
+def why_not() -> str:
+    """Why this machine cannot build or run engines; empty if it can. Never crashes."""
+    probe = probe_gpu()
+    if probe.gpu is None:
+        return probe.reason
+    try:
+        import_tensorrt()
+    except UnsupportedError as error:
+        return error.found
+    return ""
+
+
+def _build_all(bundle: Bundle, options: BuildOptions) -> Bundle:
+    trt, gpu = import_tensorrt(), _gpu()
+    kept = [r for r in bundle.manifest.engines.built if r.precision != options.precision]
+    records = bundle.stages(options.precision)
+    cache_path = bundle.folder / ENGINES_FOLDER / f"timing-{trt.__version__}-{gpu.compute_capability}.cache"
+    for stage in track(records.values(), f"engines {options.precision}", total=len(records)):
+        built, cache = _build_one(bundle, stage, options, trt, cache_path.read_bytes() if cache_path.is_file() else b"")
+        if cache:
+            write_bytes(cache_path, cache)
+        kept.append(built)
+    return bundle.with_engines(EngineState(state="built", built=tuple(kept)))
+
+
+def _build_one(
+    bundle: Bundle, stage: StageRecord, options: BuildOptions, trt: Any, cache: bytes
+) -> tuple[EngineRecord, bytes]:
+    gpu = _gpu()
+    key = engine_key(
+        bundle.manifest.files[stage.file].sha256, options, tensorrt=str(trt.__version__), device=device_name(gpu)
+    )
+    for record in bundle.manifest.engines.built:
+        if record.key == key:
+            return record, b""
+    say(f"building {options.precision} engine of stage {stage.name}")
+    built = build_engine(trt, bundle.graph(stage), stage, options, timing_cache=cache)
+    file = f"{ENGINES_FOLDER}/{stage.name}-{options.precision}-{key}.plan"
+    write_bytes(bundle.folder / file, built.plan)
+    record = EngineRecord(
+        stage=stage.name,
+        precision=options.precision,
+        file=file,
+        sha256=sha256_of(bundle.folder / file),
+        size=len(built.plan),
+        key=key,
+        tensorrt=str(trt.__version__),
+        device=device_name(gpu),
+        precisions=built.layers.counts,
+    )
+    return record, built.timing_cache
+
+
+def device_name(gpu: Gpu) -> str:
+    """Plans belong to this."""
+    return f"{gpu.name} (compute capability {gpu.compute_capability})"
+
+
+def _gpu() -> Gpu:
+    probe = probe_gpu()
+    if probe.gpu is None:
+        raise EngineError(probe.reason, expected="an NVIDIA GPU", remedy="use the onnxruntime backend here")
+    return probe.gpu
+
+
+def open_engines(bundle: Bundle, precision: str) -> dict[str, TensorRtStage]:
+    """Loads the engines of every stage that were built for this very GPU and TensorRT version.
+
+    Raises:
+        EngineError: no GPU, no engine, or one of another device or version; says which.
+        UnsupportedError: tensorrt is not installed.
+    """
+    device, trt = device_name(_gpu()), import_tensorrt()
+    wanted = bundle.stages(precision)
+    found = {r.stage: r for r in bundle.manifest.engines.built if r.precision == precision}
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise EngineError(
+            f"bundle {bundle.folder} holds no {precision} engine of stage {', '.join(missing)}",
+            expected="engines built on this machine",
+            remedy=f"run {BUILD_COMMAND}",
+        )
+    for record in found.values():
+        if (record.tensorrt, record.device) != (str(trt.__version__), device):
+            raise EngineError(
+                f"the {precision} engine of stage {record.stage} is for TensorRT {record.tensorrt} on {record.device}",
+                expected=f"TensorRT {trt.__version__} on {device}",
+                remedy=f"run {BUILD_COMMAND} on this machine",
+            )
+    cuda = Cuda()
+    return {name: TensorRtStage(trt, bundle.engine(found[name]), wanted[name], cuda) for name in wanted}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Slot:
+    """Where one tensor lives."""
+
+    dtype: np.dtype[Any]
+    device: DeviceBuffer
+    host: NDArray[np.uint8]
+
+
+class TensorRtStage:
+    """One engine with its buffers. The calls used here exist from 8.5 to 11.
+
+    Raises:
+        EngineError: the plan does not load, or its tensors are not those of the contract.
+    """
+
+    def __init__(self, trt: Any, plan: bytes, record: StageRecord, cuda: Cuda) -> None:
+        self.record, self._cuda = record, cuda
+        self._messages: list[str] = []
+        # The logger and the runtime must outlive the engine.
+        self._logger = make_logger(trt, self._messages)
+        self._runtime = trt.Runtime(self._logger)
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise EngineError(
+                f"the engine of stage {record.name} does not load: {complaints(self._messages)}",
+                expected=f"a plan of TensorRT {trt.__version__} for {cuda.gpu.name}",
+                remedy=f"run {BUILD_COMMAND} on this machine",
+            )
+        self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise EngineError(f"stage {record.name} gets no execution context: {complaints(self._messages)}")
+        self._slots = self._allocate(trt)
+
+    def run(self, inputs: Arrays) -> Arrays:
+        fed = check_inputs(self.record, inputs, bounded=True)
+        for name, array in fed.items():
+            self._upload(name, array)
+        if not self._context.execute_async_v3(self._cuda.stream):
+            raise EngineError(f"stage {self.record.name} did not run: {complaints(self._messages)}")
+        shapes = {spec.name: tuple(self._context.get_tensor_shape(spec.name)) for spec in self.record.outputs}
+        for name, shape in shapes.items():
+            slot = self._slots[name]
+            self._cuda.download(slot.host, slot.device, _bytes(shape, slot.dtype))
+        self._cuda.synchronise()
+        return {name: self._read(name, shape) for name, shape in shapes.items()}
+
+    def _upload(self, name: str, array: NDArray[Any]) -> None:
+        slot = self._slots[name]
+        raw = array.astype(slot.dtype, copy=False).reshape(-1).view(np.uint8)
+        slot.host[: raw.size] = raw
+        self._cuda.upload(slot.device, slot.host, raw.size)
+        if not self._context.set_input_shape(name, array.shape):
+            raise EngineError(
+                f"stage {self.record.name}: the engine refuses {name} of shape {list(array.shape)}",
+                expected="a shape within its optimisation profile",
+                remedy="raise the axis in the stage contract, export again and rebuild the engines",
+            )
+
+    def _read(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+        slot = self._slots[name]
+        values = slot.host[: _bytes(shape, slot.dtype)].view(slot.dtype).reshape(shape)
+        wanted = next(spec.dtype for spec in self.record.outputs if spec.name == name)
+        return values.astype(wanted, copy=True)
+
+    def _allocate(self, trt: Any) -> dict[str, _Slot]:
+        engine = self._engine
+        held = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
+        specs = {spec.name: spec for spec in (*self.record.inputs, *self.record.outputs)}
+        if held != set(specs):
+            raise EngineError(
+                f"the engine of stage {self.record.name} has tensors {', '.join(sorted(held))}",
+                expected=", ".join(sorted(specs)),
+                remedy=f"run {BUILD_COMMAND} again",
+            )
+        slots = {}
+        for name, spec in specs.items():
+            dtype = np.dtype(numpy_name(trt, engine.get_tensor_dtype(name)))
+            size = _bytes(self.record.sizes(spec, "max"), dtype)
+            slots[name] = _Slot(dtype=dtype, device=self._cuda.device_buffer(size), host=self._cuda.pinned(size))
+            if not self._context.set_tensor_address(name, slots[name].device.address):
+                raise EngineError(f"stage {self.record.name}: no address for {name}: {complaints(self._messages)}")
+        return slots
+
+
+def _bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    return int(np.prod(shape, dtype=np.int64)) * dtype.itemsize

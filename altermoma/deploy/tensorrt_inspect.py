@@ -1,0 +1,124 @@
+"""What an engine really computes in: the inspector's report and the builder's log, read and held against the wish."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from altermoma.errors import EngineError
+
+_TYPES = {
+    "fp32": "fp32",
+    "float": "fp32",
+    "float32": "fp32",
+    "fp16": "fp16",
+    "half": "fp16",
+    "float16": "fp16",
+    "bf16": "bf16",
+    "int8": "int8",
+    "int32": "int32",
+    "int64": "int64",
+    "bool": "bool",
+}
+_WORD = re.compile(r"[a-z]+[0-9]*", re.IGNORECASE)
+_SPARSE = re.compile(r"\(Sparsity\).*?(?P<kind>eligible|picked).*?:\s*(?P<layers>.*)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineLayer:
+    """One layer after fusion. `precisions` are the types of its inputs and outputs, sorted."""
+
+    name: str
+    kind: str
+    precisions: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineLayers:
+    """All layers of an engine, and those that the builder called eligible for and picked for sparse kernels."""
+
+    layers: tuple[EngineLayer, ...]
+    sparse_eligible: tuple[str, ...] = ()
+    sparse_picked: tuple[str, ...] = ()
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def read_layers(report: str, messages: list[str]) -> EngineLayers:
+    """Reads the inspector's JSON of any version from 8.5 and the builder's messages.
+
+    Raises:
+        EngineError: the report is no JSON with layers.
+    """
+    try:
+        record = json.loads(report)
+        layers = tuple(_layer(item) for item in record["Layers"])
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise EngineError(
+            f"the engine inspector's report cannot be read: {error!r}", expected="JSON with Layers"
+        ) from error
+    sparse = {"eligible": [], "picked": []}  # type: dict[str, list[str]]
+    for text in messages:
+        found = _SPARSE.search(text)
+        if found:
+            sparse[found["kind"].lower()] += [name for name in re.split(r",\s*", found["layers"].strip()) if name]
+    return EngineLayers(
+        layers=layers,
+        sparse_eligible=tuple(sparse["eligible"]),
+        sparse_picked=tuple(sparse["picked"]),
+        counts=dict(Counter(p for layer in layers for p in set(layer.precisions))),
+    )
+
+
+def require_precision(stage: str, precision: str, layers: EngineLayers) -> None:
+    """An engine that does not compute in what was asked for is an error, never a silent fallback.
+
+    fp32: no layer touches a narrower float. fp16 and int8: some layer does; islands of wider layers are the graph's
+    own choice. Layers without a told type (LAYER_NAMES_ONLY) cannot be verified.
+
+    Raises:
+        EngineError: names the stage and what was found.
+    """
+    found = set(layers.counts)
+    if not found & {"fp32", "fp16", "bf16", "int8"}:
+        raise EngineError(
+            f"stage {stage}: the engine does not tell the precision of its layers",
+            expected="an engine built with detailed profiling verbosity",
+        )
+    narrow = sorted(found & {"fp16", "bf16", "int8"})
+    wrong = bool(narrow) if precision == "fp32" else precision not in found
+    if wrong:
+        told = ", ".join(f"{name} in {count} layers" for name, count in sorted(layers.counts.items()))
+        raise EngineError(
+            f"stage {stage} was asked for in {precision} but computes in {told}",
+            expected=f"{precision} layers" if precision != "fp32" else "only fp32 layers",
+            remedy="export the graph in this precision, or choose a GPU that supports it",
+        )
+
+
+def _layer(item: Any) -> EngineLayer:
+    if isinstance(item, str):
+        return EngineLayer(name=item, kind="", precisions=())
+    tensors = [*_list(item, "Inputs"), *_list(item, "Outputs")]
+    precisions = {p for tensor in tensors for p in (_precision(tensor),) if p}
+    return EngineLayer(
+        name=str(item.get("Name", "")), kind=str(item.get("LayerType", "")), precisions=tuple(sorted(precisions))
+    )
+
+
+def _list(item: dict[str, Any], key: str) -> list[Any]:
+    value = item.get(key, [])
+    return value if isinstance(value, list) else [value]
+
+
+def _precision(tensor: Any) -> str:
+    """Up to 10: one text such as "Row major linear FP16 format"; from 11 a key of its own."""
+    if not isinstance(tensor, dict):
+        return ""
+    text = str(tensor.get("DataType") or tensor.get("Format/Datatype") or tensor.get("Format/DataType") or "")
+    for word in _WORD.findall(text):
+        if word.lower() in _TYPES:
+            return _TYPES[word.lower()]
+    return ""
