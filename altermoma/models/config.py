@@ -34,7 +34,7 @@ class LidarConfig:
     """SECOND's sparse encoder. `stages[i]` lists a stage's widths; the last of each but the last stage is strided."""
 
     base: int = 16
-    stages: tuple[tuple[int, ...], ...] = ((16, 32), (32, 48), (48,))
+    stages: tuple[tuple[int, ...], ...] = ((16, 32), (32, 32), (32,))
     channels: int = 32
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from altermoma.models.config import LidarConfig
-from altermoma.ops.functional import gather_conv, rows_to_bev
+from altermoma.ops.functional import gather_conv, rows_to_bev, submanifold_conv
 from altermoma.ops.sparse_tables import SUBMANIFOLD, TO_BEV, Triple
 
 BN_EPS = 1e-3
@@ -19,22 +19,27 @@ BN_EPS = 1e-3
 class GatherConv(nn.Module):
     """Sparse convolution by table. `weight` is [out, kx, ky, kz, in], as spconv 2 stores it."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: Triple) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel: Triple, *, submanifold: bool = False) -> None:
         super().__init__()
+        self.submanifold = submanifold
         self.weight = nn.Parameter(torch.empty(out_channels, *kernel, in_channels))
         fan_in = in_channels * math.prod(kernel)
         # A submanifold neighbourhood is mostly empty, so fewer inputs than fan_in add up.
         nn.init.normal_(self.weight, std=math.sqrt(4.0 / fan_in))
 
     def forward(self, rows: Tensor, table: Tensor) -> Tensor:
-        return gather_conv(rows, table, self.weight)
+        convolve = submanifold_conv if self.submanifold else gather_conv
+        return convolve(rows, table, self.weight)
 
 
 class GatherConvUnit(nn.Sequential):
     """Convolution, batch norm, ReLU."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: Triple) -> None:
-        super().__init__(GatherConv(in_channels, out_channels, kernel), nn.BatchNorm1d(out_channels, eps=BN_EPS))
+    def __init__(self, in_channels: int, out_channels: int, kernel: Triple, *, submanifold: bool = False) -> None:
+        super().__init__(
+            GatherConv(in_channels, out_channels, kernel, submanifold=submanifold),
+            nn.BatchNorm1d(out_channels, eps=BN_EPS),
+        )
 
     def forward(self, rows: Tensor, table: Tensor) -> Tensor:  # type: ignore[override]
         return F.relu(self[1](self[0](rows, table)))
@@ -45,9 +50,9 @@ class GatherBasicBlock(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv1 = GatherConv(width, width, SUBMANIFOLD.kernel)
+        self.conv1 = GatherConv(width, width, SUBMANIFOLD.kernel, submanifold=True)
         self.bn1 = nn.BatchNorm1d(width, eps=BN_EPS)
-        self.conv2 = GatherConv(width, width, SUBMANIFOLD.kernel)
+        self.conv2 = GatherConv(width, width, SUBMANIFOLD.kernel, submanifold=True)
         self.bn2 = nn.BatchNorm1d(width, eps=BN_EPS)
 
     def forward(self, rows: Tensor, table: Tensor) -> Tensor:
@@ -61,7 +66,7 @@ class SparseEncoder(nn.Module):
     def __init__(self, config: LidarConfig, point_features: int, bev_shape: tuple[int, int]) -> None:
         super().__init__()
         self.bev_shape = bev_shape
-        self.conv_input = GatherConvUnit(point_features, config.base, SUBMANIFOLD.kernel)
+        self.conv_input = GatherConvUnit(point_features, config.base, SUBMANIFOLD.kernel, submanifold=True)
         self.encoder_layers = nn.ModuleDict()
         channels = config.base
         for index, widths in enumerate(config.stages):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -29,6 +30,38 @@ def gather_conv(rows_nc: Tensor, table_mk: Tensor, weight_okc: Tensor) -> Tensor
     neighbours = gather_rows(rows_nc, table_mk).reshape(-1, offsets * in_channels)
     kernel = weight_okc.reshape(out_channels, offsets * in_channels).transpose(0, 1)
     return neighbours @ kernel
+
+
+class _SubmanifoldConv(torch.autograd.Function):
+    """gather_conv whose backward is again gathers.
+
+    A submanifold table mirrors itself: voxel i sees j at offset k exactly if j sees i at the mirrored offset. So the
+    gradient of the rows is the same convolution with the kernel mirrored, and needs no scatter.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows_nc: Tensor, table_nk: Tensor, weight_okc: Tensor) -> Tensor:
+        ctx.save_for_backward(rows_nc, table_nk, weight_okc)
+        return gather_conv(rows_nc, table_nk, weight_okc)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+        rows, table, weight = ctx.saved_tensors
+        (grad_no,) = gradients
+        grad_rows = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_rows = gather_conv(grad_no, table, weight.flip(1, 2, 3).permute(4, 1, 2, 3, 0))
+        if ctx.needs_input_grad[2]:
+            neighbours = gather_rows(rows, table).reshape(len(rows), -1)
+            grad_weight = (grad_no.transpose(0, 1) @ neighbours).reshape(weight.shape)
+        return grad_rows, None, grad_weight
+
+
+def submanifold_conv(rows_nc: Tensor, table_nk: Tensor, weight_okc: Tensor) -> Tensor:
+    """gather_conv for a submanifold table (output voxels = input voxels), several times faster to train."""
+    if torch.is_grad_enabled() and (rows_nc.requires_grad or weight_okc.requires_grad):
+        return cast(Tensor, _SubmanifoldConv.apply(rows_nc, table_nk, weight_okc))
+    return gather_conv(rows_nc, table_nk, weight_okc)
 
 
 def rows_to_bev(rows_nc: Tensor, bev_table: Tensor, bev_shape: tuple[int, int], batch_size: int) -> Tensor:
