@@ -1,4 +1,4 @@
-"""A tiny random data set in the nuScenes v1.0 schema: numbers without meaning, but every link, pose and tilt is there."""
+"""A tiny random data set in the nuScenes v1.0 schema: numbers without meaning, but with every link, pose and tilt."""
 
 from __future__ import annotations
 

@@ -161,6 +161,7 @@ def test_real_frame_reads_whole(real_nuscenes: Path) -> None:
     assert frame.images_vhw3.shape == (6, 900, 1600, 3)
     assert frame.points_p5.shape == (34688, 5)
     assert frame.calibration.camera_names[:2] == ("CAM_FRONT", "CAM_FRONT_RIGHT")
-    assert frame.truth is not None and len(frame.truth) == 69
+    assert frame.truth is not None
+    assert len(frame.truth) == 69
     assert frame.warnings == ()
     assert frame.scene == "scene-0061"
