@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from altermoma.geometry import Geometry
 
-Arrays = Mapping[str, NDArray[np.generic]]
+Arrays = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ def collate(frames: Sequence[Arrays], geometry: Geometry) -> FrameBatch:
     return FrameBatch(tensors=tensors, size=len(frames))
 
 
-def _shifted(tables: list[NDArray[np.generic]], sizes: list[int]) -> NDArray[np.int32]:
+def _shifted(tables: list[NDArray[Any]], sizes: list[int]) -> NDArray[np.int32]:
     total = sum(sizes)
     joined, offset = [], 0
     for table, size in zip(tables, sizes, strict=True):

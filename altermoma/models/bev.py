@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +21,7 @@ class ConvFuser(nn.Sequential):
         )
 
     def forward(self, camera_bev: Tensor, lidar_bev: Tensor) -> Tensor:  # type: ignore[override]
-        return super().forward(torch.cat([camera_bev, lidar_bev], dim=1))
+        return cast(Tensor, super().forward(torch.cat([camera_bev, lidar_bev], dim=1)))  # type: ignore[no-untyped-call]
 
 
 class Second(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from altermoma.geometry import Geometry
@@ -66,9 +66,9 @@ class HeadConfig:
 class ModelConfig:
     """A whole camera-LiDAR detector."""
 
-    geometry: Geometry = Geometry()
-    resnet: ResNetConfig = ResNetConfig()
-    camera: CameraConfig = CameraConfig()
-    lidar: LidarConfig = LidarConfig()
-    bev: BevConfig = BevConfig()
-    head: HeadConfig = HeadConfig()
+    geometry: Geometry = field(default_factory=Geometry)
+    resnet: ResNetConfig = field(default_factory=ResNetConfig)
+    camera: CameraConfig = field(default_factory=CameraConfig)
+    lidar: LidarConfig = field(default_factory=LidarConfig)
+    bev: BevConfig = field(default_factory=BevConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)

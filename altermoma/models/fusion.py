@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 from torch import Tensor, nn
 
@@ -97,12 +97,12 @@ class FusionModel(nn.Module):
 
     @property
     def camera_channels(self) -> int:
-        last = self.view_transform.depthnet[-1]
+        last = cast(nn.Conv2d, self.view_transform.depthnet[-1])
         return int(last.weight.shape[0]) - self.view_transform.depth_bins
 
     @property
     def lidar_channels(self) -> int:
-        return int(self.fusion_layer[0].weight.shape[1]) - self.camera_channels
+        return int(cast(nn.Conv2d, self.fusion_layer[0]).weight.shape[1]) - self.camera_channels
 
     @staticmethod
     def partition_of(name: str) -> Partition:

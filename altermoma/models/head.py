@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -61,9 +62,7 @@ class TransFusionHead(nn.Module):
         embed = config.embed
         self.config = config
         self.shared_conv = nn.Conv2d(in_channels, embed, 3, padding=1)
-        self.heatmap_head = nn.Sequential(
-            ConvModule(embed, embed, 3), nn.Conv2d(embed, config.classes, 3, padding=1)
-        )
+        self.heatmap_head = nn.Sequential(ConvModule(embed, embed, 3), nn.Conv2d(embed, config.classes, 3, padding=1))
         self.class_encoding = nn.Conv1d(config.classes, embed, 1)
         self.decoder = nn.ModuleList([DecoderLayer(embed, config.attention_heads, config.ffn)])
         branches = BRANCHES | {"heatmap": config.classes}
@@ -78,7 +77,7 @@ class TransFusionHead(nn.Module):
             ]
         )
         for final in (self.heatmap_head[1], self.prediction_heads[0]["heatmap"][1]):  # type: ignore[index]
-            nn.init.constant_(final.bias, HEATMAP_PRIOR)
+            nn.init.constant_(cast(Tensor, final.bias), HEATMAP_PRIOR)
         x, y = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) + 0.5 for n in bev_shape), indexing="ij")
         positions = torch.stack([x.reshape(-1), y.reshape(-1)], dim=-1)[None]
         self.register_buffer("bev_positions", positions, persistent=False)
@@ -108,7 +107,7 @@ class TransFusionHead(nn.Module):
         features = cells.gather(1, index[..., None].expand(-1, -1, cells.shape[2]))
         positions = self.bev_positions[0][index]
         # A 1x1 convolution over one-hot labels is a row look-up; the gather spares the one-hot tensor.
-        encoding = self.class_encoding.weight[:, :, 0].transpose(0, 1)[labels] + self.class_encoding.bias
+        encoding = self.class_encoding.weight[:, :, 0].transpose(0, 1)[labels] + cast(Tensor, self.class_encoding.bias)
         return labels, positions, features + encoding, scores
 
     def _is_peak(self, scores: Tensor) -> Tensor:

@@ -11,9 +11,7 @@ from altermoma.frames import Boxes
 from altermoma.geometry import Geometry
 
 
-def decode(
-    outputs: Mapping[str, NDArray[np.generic]], geometry: Geometry, score_threshold: float = 0.0
-) -> list[Boxes]:
+def decode(outputs: Mapping[str, NDArray[np.generic]], geometry: Geometry, score_threshold: float = 0.0) -> list[Boxes]:
     """TransFusion's decoding, as mmdet3d's TransFusionBBoxCoder.
 
     Args:
@@ -35,7 +33,8 @@ def decode(
     parts = (metres, arrays["height"].transpose(0, 2, 1), np.exp(arrays["dim"]).transpose(0, 2, 1), yaw)
     boxes = np.concatenate([*parts, arrays["vel"].transpose(0, 2, 1)], axis=-1).astype(np.float32)
     return [
-        _frame(*frame, geometry=geometry, threshold=score_threshold) for frame in zip(boxes, labels, scores, strict=True)
+        _frame(*frame, geometry=geometry, threshold=score_threshold)
+        for frame in zip(boxes, labels, scores, strict=True)
     ]
 
 

@@ -10,9 +10,7 @@ from altermoma.geometry import ImageGeometry
 from altermoma.ops.images import image_warp
 
 
-def depth_images(
-    points_p3: NDArray[np.float32], calibration: Calibration, image: ImageGeometry
-) -> NDArray[np.float32]:
+def depth_images(points_p3: NDArray[np.float32], calibration: Calibration, image: ImageGeometry) -> NDArray[np.float32]:
     """float32 [V, 1, H, W], metres along the optical axis; 0 where no point falls.
 
     Points are in the unaugmented LiDAR frame. Where several fall on one pixel the last in the cloud wins, as in

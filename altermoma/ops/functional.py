@@ -60,7 +60,7 @@ class _SubmanifoldConv(torch.autograd.Function):
 def submanifold_conv(rows_nc: Tensor, table_nk: Tensor, weight_okc: Tensor) -> Tensor:
     """gather_conv for a submanifold table (output voxels = input voxels), several times faster to train."""
     if torch.is_grad_enabled() and (rows_nc.requires_grad or weight_okc.requires_grad):
-        return cast(Tensor, _SubmanifoldConv.apply(rows_nc, table_nk, weight_okc))
+        return cast(Tensor, _SubmanifoldConv.apply(rows_nc, table_nk, weight_okc))  # type: ignore[no-untyped-call]
     return gather_conv(rows_nc, table_nk, weight_okc)
 
 

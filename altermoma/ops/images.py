@@ -51,4 +51,5 @@ def normalise(images_vhw3: NDArray[np.uint8], image: ImageGeometry) -> NDArray[n
     scale = (1.0 / np.asarray(image.std, np.float32))[:, None, None]
     shift = (np.asarray(image.mean, np.float32))[:, None, None]
     planes_v3hw = np.ascontiguousarray(images_vhw3.transpose(0, 3, 1, 2))
-    return (planes_v3hw.astype(np.float32) - shift) * scale
+    normalised: NDArray[np.float32] = (planes_v3hw.astype(np.float32) - shift) * scale
+    return normalised

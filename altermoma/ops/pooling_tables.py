@@ -34,7 +34,9 @@ def frustum_points(calibration: Calibration, geometry: Geometry) -> NDArray[np.f
     lidar_from_camera_v44 = np.linalg.inv(calibration.camera_from_lidar_v44)
     rays_v33 = lidar_from_camera_v44[:, :3, :3] @ np.linalg.inv(calibration.intrinsics_v33)
     directions = np.einsum("vij,hwj->vhwi", rays_v33, pixels_hw3)
-    points = directions[..., None, :] * depth_d[:, None] + lidar_from_camera_v44[:, None, None, None, :3, 3]
+    points: NDArray[np.float64] = (
+        directions[..., None, :] * depth_d[:, None] + lidar_from_camera_v44[:, None, None, None, :3, 3]
+    )
     return points.astype(np.float32)
 
 

@@ -63,7 +63,7 @@ class RowMap:
         """Rows of the cells `wanted_nk` among `keys`; len(keys) where invalid or empty."""
         outside = len(self._rows) - 1
         self._rows[keys] = np.arange(len(keys), dtype=np.int32)
-        rows = self._rows[np.where(valid_nk, wanted_nk, outside)]
+        rows: Table = self._rows[np.where(valid_nk, wanted_nk, outside)]
         self._rows[keys] = -1
         rows[rows < 0] = len(keys)
         return rows

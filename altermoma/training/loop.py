@@ -25,6 +25,7 @@ from altermoma.models.fusion import FusionModel
 from altermoma.progress import track
 from altermoma.recipe import TrainRecipe
 from altermoma.storage import content_key
+from altermoma.training.heap import keep_freed_memory
 from altermoma.training.log import LOG_FILE, append, open_log
 from altermoma.training.losses import LossTerms, detection_loss
 from altermoma.training.schedule import apply_schedule, build_optimiser
@@ -113,6 +114,7 @@ def train(
         DataError: there is nothing to train on.
     """
     _check(recipe, dataset)
+    keep_freed_memory()
     started = time.monotonic()
     run = _Run.begin(model, dataset, recipe, folder, objective or detection_objective(recipe))
     resumed_from = run.done

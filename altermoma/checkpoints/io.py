@@ -1,0 +1,103 @@
+"""Weights on disk: safetensors with a small JSON record in the header. No pickles."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from altermoma import __version__
+from altermoma.errors import CheckpointError
+from altermoma.models.fusion import FusionModel
+from altermoma.models.presets import build
+from altermoma.models.rebuild import load_by_shape
+from altermoma.storage import atomic_path
+
+FORMAT = "altermoma-checkpoint-1"
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+def save_checkpoint(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Writes weights and a JSON record of how they were made, atomically. `metadata["preset"]` names the model.
+
+    Widths are in the shapes: a pruned model is rebuilt from them (altermoma.models.rebuild).
+    """
+    if not isinstance(metadata.get("preset"), str):
+        raise CheckpointError("checkpoint metadata names no preset", expected='metadata["preset"], a preset\'s name')
+    header = {"format": FORMAT, "version": __version__, "metadata": json.dumps(dict(metadata))}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    with atomic_path(path) as draft:
+        save_file(tensors, draft, metadata=header)
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and metadata of a checkpoint of ours; anything else is an error that says what it is."""
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}", expected="a .safetensors file")
+    if path.suffix in {".pth", ".pt", ".ckpt", ".bin"}:
+        raise CheckpointError(
+            f"{path.name} is a pickled checkpoint of another program",
+            expected="a .safetensors checkpoint written by altermoma",
+            remedy="foreign checkpoints are not converted yet",
+        )
+    try:
+        with safe_open(path, framework="pt") as stream:
+            header = stream.metadata() or {}
+        state = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is not a readable safetensors file: {error}",
+            expected="a complete checkpoint",
+            remedy="copy it again; a hash of the original tells whether it was cut off",
+        ) from error
+    if header.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {header.get('format')!r}",
+            expected=FORMAT,
+            remedy="use a checkpoint written by altermoma train or altermoma prune",
+        )
+    _check_finite(path, state)
+    return state, json.loads(header["metadata"])
+
+
+def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CheckpointError(
+                f"{path}: {name} holds NaN or infinite values",
+                expected="finite weights",
+                remedy="take an earlier checkpoint of that training",
+            )
+
+
+def model_from_checkpoint(path: Path, *, preset: str | None = None) -> FusionModel:
+    """The checkpoint's model at its widths, in eval mode. `preset`, where given, must be the checkpoint's."""
+    state, metadata = load_checkpoint(path)
+    found = str(metadata["preset"])
+    if preset is not None and preset != found:
+        raise CheckpointError(
+            f"{path} holds a {found}",
+            expected=f"a {preset}",
+            remedy=f'set model = "{found}" in the recipe or name another checkpoint',
+        )
+    model = build(found)
+    load_by_shape(model, state)
+    return model.eval()
+
+
+def bundled_checkpoint(preset: str) -> Path:
+    """The trained dense checkpoint that ships with the package."""
+    path = WEIGHTS / f"{preset}.safetensors"
+    if not path.is_file():
+        raise CheckpointError(
+            f"no checkpoint ships for {preset}",
+            expected="one of " + (", ".join(sorted(p.stem for p in WEIGHTS.glob("*.safetensors"))) or "none yet"),
+            remedy="give your own with --checkpoint",
+        )
+    return path
