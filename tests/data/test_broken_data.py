@@ -147,7 +147,7 @@ def test_points_that_are_not_finite_are_counted(broken_nuscenes: Path, last: str
         ("calibrated_sensor", 3, "translation", [0, float("nan"), 1], "translation of calibrated_sensor"),
     ],
 )
-def test_wrong_calibration_is_an_error(  # noqa: PLR0913 - one argument per column of the table above
+def test_wrong_calibration_is_an_error(
     broken_nuscenes: Path, table: str, row: int, field: str, value: object, message: str
 ) -> None:
     _edit(broken_nuscenes, table, lambda rows: rows[row].update({field: value}))
@@ -207,7 +207,7 @@ def test_unknown_split_lists_the_known(tiny_nuscenes: Path, split: str) -> None:
 
 @pytest.mark.parametrize("split", ["val", "train", "test"])
 def test_split_of_another_version_is_an_error(tiny_nuscenes: Path, split: str) -> None:
-    with pytest.raises(DataError, match="asked of version 'v1.0-mini'"):
+    with pytest.raises(DataError, match=r"asked of version 'v1\.0-mini'"):
         NuScenesReader(tiny_nuscenes, VERSION).tokens(split)
 
 
