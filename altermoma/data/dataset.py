@@ -183,13 +183,6 @@ def batch_indices(count: int, batch_size: int, seed: int, step: int) -> NDArray[
     return np.array([orders[int(e)][p % count] for e, p in zip(epochs, positions, strict=True)], np.int64)
 
 
-def batches(
-    dataset: FrameDataset, *, batch_size: int, seed: int, steps: range, depth: int = 2
-) -> Iterator[list[Sample]]:
-    """Training batches of `steps`, prepared in a background thread at most `depth` ahead."""
-    return prefetch((dataset.batch(step, batch_size=batch_size, seed=seed) for step in steps), depth)
-
-
 def prefetch(source: Iterable[T], depth: int = 2) -> Iterator[T]:
     """`source`, run in a background thread at most `depth` items ahead.
 

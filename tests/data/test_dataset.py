@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from altermoma.data.augment import Augment
-from altermoma.data.dataset import FrameDataset, batch_indices, batches, inside, prefetch
+from altermoma.data.dataset import FrameDataset, batch_indices, inside, prefetch
 from altermoma.data.nuscenes import NuScenesReader
 from altermoma.errors import DataError
 from altermoma.frames import Frame
@@ -97,8 +97,9 @@ def test_augmentation_moves_voxels_and_boxes_together(counting: CountingReader) 
 
 def test_batches_are_a_function_of_seed_and_step(counting: CountingReader) -> None:
     dataset = _dataset(counting, augment=Augment())
-    whole = list(batches(dataset, batch_size=3, seed=5, steps=range(6)))
-    resumed = list(batches(_dataset(counting, augment=Augment()), batch_size=3, seed=5, steps=range(4, 6)))
+    whole = list(prefetch(dataset.batch(step, batch_size=3, seed=5) for step in range(6)))
+    again = _dataset(counting, augment=Augment())
+    resumed = [again.batch(step, batch_size=3, seed=5) for step in (4, 5)]
     for left, right in zip(whole[4:], resumed, strict=True):
         for a, b in zip(left, right, strict=True):
             assert a.token == b.token
