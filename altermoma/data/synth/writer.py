@@ -1,0 +1,121 @@
+"""Writes a whole synthetic world: one process per scene, then the merged tables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+from altermoma.data.synth import tables
+from altermoma.data.synth.mounting import SENSORS
+from altermoma.data.synth.scene import VERSION, SceneWriter
+from altermoma.data.synth.splits import MINI_VAL, scene_names
+from altermoma.data.synth.tables import Record
+from altermoma.data.synth.world import SceneWorld
+from altermoma.errors import DataError
+from altermoma.progress import track
+from altermoma.storage import atomic_path, content_key
+
+GENERATOR = 1
+"""Raised with every change of what is written, so that caches are not mixed."""
+
+
+def write_world(
+    root: Path | str,
+    *,
+    scenes: int = 10,
+    seed: int = 7,
+    jobs: int = 2,
+    keyframes: int = 20,
+    names: Sequence[str] | None = None,
+) -> Path:
+    """Writes a data set in the nuScenes v1.0 schema, version `v1.0-mini`. Same arguments, same bytes, whatever `jobs` is.
+
+    A scene depends on its name, the seed and the number of key frames only, so that a small world is a part of a large one.
+
+    Args:
+        root: folder to create; must not exist, or be empty.
+        scenes: how many scenes; the first ten are those of the devkit's mini splits.
+        seed: of everything random.
+        jobs: processes.
+        keyframes: per scene, 0.5 s apart.
+        names: scene names instead of the first `scenes`.
+
+    Returns:
+        The root.
+
+    Raises:
+        DataError: the folder holds something, or a number makes no sense.
+        StorageError: it cannot be written.
+    """
+    root = Path(root)
+    if root.exists() and any(root.iterdir()):
+        raise DataError(
+            f"{root} is not empty", expected="a new folder", remedy="Choose another folder or remove this one."
+        )
+    if keyframes < 1 or jobs < 1:
+        raise DataError(f"{keyframes} key frames, {jobs} jobs", expected="at least 1 of each")
+    try:
+        chosen = tuple(names) if names is not None else scene_names(scenes)
+    except ValueError as error:
+        raise DataError(str(error), remedy="Ask for fewer scenes or give the names.") from error
+    with atomic_path(root) as folder:
+        _write(folder, chosen, seed, keyframes, jobs)
+    return root
+
+
+def cached_world(
+    scenes: int = 10, seed: int = 7, *, keyframes: int = 20, jobs: int = 2, cache: Path | None = None
+) -> Path:
+    """The world with these parameters, written at the first call.
+
+    Args:
+        cache: folder of all cached worlds; `$ALTERMOMA_CACHE`, else `~/.cache/altermoma`, where not given.
+    """
+    folder = cache or Path(os.environ.get("ALTERMOMA_CACHE") or Path.home() / ".cache" / "altermoma")
+    key = content_key({"generator": GENERATOR, "scenes": scenes, "seed": seed, "keyframes": keyframes})
+    root = folder / f"synth-{key}"
+    if (root / VERSION / "scene.json").exists():
+        return root
+    return write_world(root, scenes=scenes, seed=seed, keyframes=keyframes, jobs=jobs)
+
+
+def _write(folder: Path, names: tuple[str, ...], seed: int, keyframes: int, jobs: int) -> None:
+    for mount in SENSORS:
+        (folder / "samples" / mount.channel).mkdir(parents=True)
+    for name in ("sweeps/LIDAR_TOP", "maps", VERSION):
+        (folder / name).mkdir(parents=True)
+    merged: dict[str, list[Record]] = {name: [] for name in tables.TABLES}
+    merged.update(tables.fixed_tables())
+    work = [(folder, seed, name, keyframes) for name in names]
+    for records in track(_run(work, jobs), "Writing the synthetic world", total=len(work)):
+        for table, rows in records.items():
+            merged[table] += rows
+    for table, rows in merged.items():
+        (folder / VERSION / f"{table}.json").write_text(tables.to_json(rows))
+    splits = {
+        "synth_train": [name for name in names if name not in MINI_VAL],
+        "synth_val": [name for name in names if name in MINI_VAL],
+    }
+    (folder / VERSION / "splits.json").write_text(tables.to_json(splits))
+
+
+_Work = tuple[Path, int, str, int]
+
+
+def _run(work: list[_Work], jobs: int) -> Iterator[dict[str, list[Record]]]:
+    """Results in the order of the work."""
+    if min(jobs, len(work)) == 1:
+        yield from map(_write_scene, work)
+        return
+    # Spawned, not forked: the caller may hold threads (a progress bar, a training loop's prefetcher).
+    with ProcessPoolExecutor(min(jobs, len(work)), mp_context=get_context("spawn")) as pool:
+        results: Iterable[dict[str, list[Record]]] = pool.map(_write_scene, work)
+        yield from results
+
+
+def _write_scene(work: _Work) -> dict[str, list[Record]]:
+    folder, seed, name, keyframes = work
+    return SceneWriter(folder, SceneWorld(seed, name, keyframes)).write()
