@@ -39,7 +39,9 @@ def run_app(app: Callable[[], object]) -> None:
         if error.errno not in _NO_SPACE:
             raise
         place = error.filename or "a file"
-        _fail(StorageError(f"cannot write {place}: {os.strerror(error.errno)}", remedy="free space or use another --out"))
+        _fail(
+            StorageError(f"cannot write {place}: {os.strerror(error.errno)}", remedy="free space or use another --out")
+        )
     except KeyboardInterrupt:
         print("stopped; run the same command again to continue", file=sys.stderr)
         sys.exit(130)

@@ -26,7 +26,7 @@ app = new_app("")
 
 
 @app.command()
-def export(
+def export(  # noqa: PLR0913 - one parameter per option
     *,
     recipe: RecipeOption = None,
     data: DataOption = None,
@@ -48,8 +48,8 @@ def export(
 
     Leaves `bundle/`, `report.html` and `summary.json` in `--out` (by default `runs/<recipe>-<time>`).
 
-    Exit codes: 0 done; 1 data, checkpoint, export or storage; 2 an option that cannot be honoured; 3 engines were required and
-    could not be built.
+    Exit codes: 0 done; 1 data, checkpoint, export or storage; 2 an option that cannot be honoured; 3 engines were
+    required and could not be built.
     """
     chosen = load_recipe(recipe, data=data, checkpoint=checkpoint)
     chosen = with_budget(chosen, Budget(flops=prune_flops, channels=prune_channels, params=prune_params))

@@ -46,7 +46,8 @@ PrecisionOption = Annotated[
     Precision | None, typer.Option("--engine", help="Precision baked into the graphs: fp32, fp16 or int8.")
 ]
 TargetOption = Annotated[
-    str | None, typer.Option("--target", metavar="NAME", help="Target profile, a folder of deploy/ (generic, orin, ...).")
+    str | None,
+    typer.Option("--target", metavar="NAME", help="Target profile, a folder of deploy/ (generic, orin, ...)."),
 ]
 BuildOption = Annotated[
     Literal["auto", "require", "never"] | None,

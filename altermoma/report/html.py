@@ -7,10 +7,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from altermoma.deploy.benchmark import FRAME
+from altermoma.deploy.manifest import STAGES
 from altermoma.report.paper import paper_table
 from altermoma.report.scenes import Scene
-from altermoma.report.summary import FRAME, HOST_STAGES, LayerWidth, Summary, Variant, stage_names
+from altermoma.report.summary import LayerWidth, Summary, Variant, stage_names
 from altermoma.storage import write_text
+
+ABSENT, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
+TONES = {stage: f"n{index}" for index, stage in enumerate(STAGES)}
+"""Colour class of each stage of the network; what the host does stays grey."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +24,6 @@ class StageBar:
     stage: str
     milliseconds: float
     percent: float
-    tone: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +67,7 @@ def render(summary: Summary, scene: Scene | None) -> str:
         bars=latency_bars(summary),
         stages=stage_names(list(summary.variants.values())),
         partitions=widths_by_partition(summary.channels),
-        host_stages=HOST_STAGES,
+        tones=TONES,
         frame=FRAME,
     )
 
@@ -105,7 +110,6 @@ def latency_bars(summary: Summary) -> list[LatencyBar]:
                     stage=stage,
                     milliseconds=variant.latency_ms[stage].p50,
                     percent=100 * variant.latency_ms[stage].p50 / longest,
-                    tone=names.index(stage),
                 )
                 for stage in names
                 if variant.latency_ms and stage in variant.latency_ms
@@ -123,16 +127,18 @@ def widths_by_partition(channels: tuple[LayerWidth, ...]) -> dict[str, list[Laye
 
 
 def _fixed(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+    return ABSENT if value is None else f"{value:.{digits}f}"
 
 
 def _percent(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None else f"{100 * value:.{digits}f} %"
+    return ABSENT if value is None else f"{100 * value:.{digits}f} %"
 
 
 def _signed(value: float, digits: int = 1) -> str:
-    return f"{value:+.{digits}f}".replace("-", "−")
+    return f"{value:+.{digits}f}".replace("-", MINUS)
 
 
 def _title_of(value: Any) -> str:
-    return {"camera": "Camera backbone", "lidar": "LiDAR backbone", "fusion": "Fusion and head"}.get(str(value), str(value))
+    return {"camera": "Camera backbone", "lidar": "LiDAR backbone", "fusion": "Fusion and head"}.get(
+        str(value), str(value)
+    )

@@ -20,7 +20,7 @@ class PaperRow:
     mAP: float  # noqa: N815 (the metric's name)
     NDS: float
     mAP_change: float  # noqa: N815
-    NDS_change: float  # noqa: N815
+    NDS_change: float
     flops_share: float
     latency_share: float | None
     realised_share: float | None

@@ -18,6 +18,7 @@ NEAR_M = 0.3
 """Edges are cut at this depth before the camera: what lies behind must not be projected."""
 BEV_PIXELS = 900
 JPEG_QUALITY = 82
+CAMERA_ORDER = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
 _EDGES = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7))
 
 
@@ -51,6 +52,7 @@ class Scene:
     bev: Picture
     points: int
     counts: dict[str, int]
+    classes: dict[str, dict[str, int]]
     rings: tuple[tuple[int, float], ...]
 
 
@@ -64,7 +66,8 @@ def draw_scene(frame: Frame, boxes: Mapping[str, Boxes], half_extent_m: float, m
         min_score: weaker detections are left out.
     """
     shown = {kind: found.select(found.scores_m >= min_score) for kind, found in boxes.items()}
-    cameras = tuple(_camera(frame, index, shown) for index in range(len(frame.calibration.camera_names)))
+    names = frame.calibration.camera_names
+    cameras = tuple(_camera(frame, index, shown) for index in sorted(range(len(names)), key=lambda i: _place(names[i])))
     return Scene(
         token=frame.token,
         scene=frame.scene,
@@ -72,8 +75,23 @@ def draw_scene(frame: Frame, boxes: Mapping[str, Boxes], half_extent_m: float, m
         bev=_bev(frame, shown, half_extent_m),
         points=len(frame.points_p5),
         counts={kind: len(found) for kind, found in shown.items()},
+        classes=_class_counts(shown),
         rings=tuple((m, m * BEV_PIXELS / (2 * half_extent_m)) for m in range(10, int(half_extent_m) + 1, 10)),
     )
+
+
+def _place(name: str) -> int:
+    """Where a camera stands in the rows of pictures: the view ahead above the view behind, left to right."""
+    return CAMERA_ORDER.index(name) if name in CAMERA_ORDER else len(CAMERA_ORDER)
+
+
+def _class_counts(boxes: Mapping[str, Boxes]) -> dict[str, dict[str, int]]:
+    """Boxes by class and kind; classes that nothing shows are left out."""
+    counts = {
+        name: {kind: int((found.labels_m == label).sum()) for kind, found in boxes.items()}
+        for label, name in enumerate(CLASS_NAMES)
+    }
+    return {name: found for name, found in counts.items() if any(found.values())}
 
 
 def _camera(frame: Frame, index: int, boxes: Mapping[str, Boxes]) -> Picture:
@@ -110,7 +128,9 @@ def project_boxes(boxes: Boxes, calibration: Calibration, index: int) -> list[st
     return paths
 
 
-def _edge(start_3: NDArray[np.float64], end_3: NDArray[np.float64], intrinsics_33: NDArray[np.float64]) -> NDArray[np.float64] | None:
+def _edge(
+    start_3: NDArray[np.float64], end_3: NDArray[np.float64], intrinsics_33: NDArray[np.float64]
+) -> NDArray[np.float64] | None:
     """Pixels [2, 2] of an edge cut at the near plane, or None where it lies behind."""
     ends_23 = np.stack([start_3, end_3])
     depth_2 = ends_23[:, 2]
@@ -132,7 +152,9 @@ def _bev(frame: Frame, boxes: Mapping[str, Boxes], half_extent_m: float) -> Pict
         if path
     ]
     image = _points_image(frame.points_p5, half_extent_m)
-    return Picture(name="bird's-eye view", uri=_uri(image, "PNG"), width=BEV_PIXELS, height=BEV_PIXELS, overlays=tuple(overlays))
+    return Picture(
+        name="bird's-eye view", uri=_uri(image, "PNG"), width=BEV_PIXELS, height=BEV_PIXELS, overlays=tuple(overlays)
+    )
 
 
 def _points_image(points_p5: NDArray[np.float32], half_extent_m: float) -> Image.Image:
@@ -157,9 +179,14 @@ def _bev_paths(boxes: Boxes, half_extent_m: float) -> list[str]:
         if max(abs(x), abs(y)) > half_extent_m:
             paths.append("")
             continue
-        along, across = np.array([np.cos(yaw), np.sin(yaw)]) * length / 2, np.array([-np.sin(yaw), np.cos(yaw)]) * width / 2
+        along, across = (
+            np.array([np.cos(yaw), np.sin(yaw)]) * length / 2,
+            np.array([-np.sin(yaw), np.cos(yaw)]) * width / 2,
+        )
         centre = np.array([x, y])
-        ring = np.stack([centre + along + across, centre + along - across, centre - along - across, centre - along + across])
+        ring = np.stack(
+            [centre + along + across, centre + along - across, centre - along - across, centre - along + across]
+        )
         ring_42 = _bev_pixels(ring, half_extent_m)
         nose_22 = _bev_pixels(np.stack([centre + along, centre + along * 1.5]), half_extent_m)
         outline = "M" + "L".join(f"{u:.1f} {v:.1f}" for u, v in ring_42) + "Z"

@@ -11,15 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from altermoma.deploy.benchmark import FRAME, realised_share
+from altermoma.deploy.manifest import STAGES
 from altermoma.errors import StorageError
 from altermoma.recipe import Precision
 from altermoma.storage import read_json, write_json
 
 SCHEMA = 1
-FRAME = "frame"
-"""Key of the whole frame in `latency_ms`; the other keys are its stages."""
-HOST_STAGES = ("prepare", "decode")
-"""Stages of a frame outside the network: pruning cannot make them faster."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +34,8 @@ class Variant:
     """One model in one runtime at one precision.
 
     Attributes:
-        gflops: 2 x MACs / 1e9 of the reference frame, sparse layers by real pairs.
-        gflops_padded: the same with the padded pairs that the gather tables carry.
+        gflops: 2 x MACs / 1e9 that the graphs execute on the reference frame, padding of the gather tables included.
+        gflops_real: the same where sparse layers count only the pairs that have a source voxel.
         latency_ms: percentiles by stage and for the whole `frame`; None where no honest figure exists (see `note`).
         realised_share: (1 - ms / ms of dense) / (1 - flops / flops of dense) in the same runtime, whole frame.
     """
@@ -49,7 +47,7 @@ class Variant:
     mAP: float  # noqa: N815 (the metric's name)
     NDS: float
     gflops: float
-    gflops_padded: float
+    gflops_real: float
     params: int
     latency_ms: dict[str, Percentiles] | None = None
     realised_share: float | None = None
@@ -78,7 +76,7 @@ class BoxParity:
     """Final boxes of one runtime against torch over several frames.
 
     Attributes:
-        matched: share of torch's boxes that the engine has too, with the same class.
+        matched: share of torch's boxes with a score of at least 0.1 that the engine has too, with the same class.
         max_difference: largest absolute difference over matched boxes, in m, rad or m/s.
         max_score_difference: likewise of scores.
         mAP_difference: engine's mAP less torch's, over the validation split.
@@ -148,15 +146,13 @@ class Summary:
 
 
 def realised(dense_ms: float, pruned_ms: float, flops_reduction: float) -> float | None:
-    """R: the share of the FLOP saving that became a latency saving. None where no FLOPs were saved."""
-    if flops_reduction <= 0 or dense_ms <= 0:
-        return None
-    return (1 - pruned_ms / dense_ms) / flops_reduction
+    """R, or None where no FLOPs were saved and it has no meaning."""
+    return realised_share(dense_ms, pruned_ms, flops_reduction) if flops_reduction > 0 else None
 
 
 def graph_p50(latency_ms: Mapping[str, Percentiles]) -> float:
-    """Sum of the medians of the network's stages, without host work."""
-    return sum(times.p50 for stage, times in latency_ms.items() if stage != FRAME and stage not in HOST_STAGES)
+    """Sum of the medians of the network's stages, without what the host does before and after."""
+    return sum(latency_ms[stage].p50 for stage in STAGES if stage in latency_ms)
 
 
 def from_json(record: dict[str, Any], source: str = "summary") -> Summary:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from altermoma.report.summary import FRAME, Summary, Variant
+from altermoma.deploy.benchmark import FRAME
+from altermoma.report.summary import Summary, Variant
 
 
 def print_summary(summary: Summary, console: Console | None = None) -> None:
@@ -25,9 +27,14 @@ def print_summary(summary: Summary, console: Console | None = None) -> None:
 
 
 def summary_table(summary: Summary) -> Table:
-    table = Table(title=f"{summary.name} on {summary.data.get('title', 'the validation split')}", title_justify="left")
-    table.add_column("variant")
-    for name in ("mAP", "NDS", "GFLOPs", "M params", "p50 ms", "p90 ms", "p99 ms", "R"):
+    table = Table(
+        title=f"{summary.name} on {summary.data.get('title', 'the validation split')}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("variant", no_wrap=True)
+    for name in ("mAP", "NDS", "GFLOPs", "Mpar", "p50 ms", "p90", "p99", "R"):
         table.add_column(name, justify="right")
     for variant in summary.variants.values():
         table.add_row(*_cells(variant))

@@ -46,9 +46,11 @@ def open_run(recipe: Recipe, key: str, out: Path | None, runs: Path = RUNS) -> I
     """Yields the folder of this run, locked against a second process.
 
     Args:
+        recipe: names a new folder, and is written into it.
         key: content key of the whole run.
         out: the folder asked for; None continues an unfinished run of the same key below `runs`, or starts
             `runs/<recipe>-<time>`.
+        runs: where runs live by default.
 
     Raises:
         StorageError: the folder is in use, holds something else, or cannot be written.
@@ -73,7 +75,9 @@ def recipe_of(path: Path) -> Recipe:
     """The recipe a run folder was made with."""
     marker = path / "run.json"
     if not marker.is_file():
-        raise StorageError(f"{path} is no run folder", expected="a folder with run.json", remedy="give the --out of a run")
+        raise StorageError(
+            f"{path} is no run folder", expected="a folder with run.json", remedy="give the --out of a run"
+        )
     return from_dict(Recipe, read_json(marker)["recipe"])
 
 

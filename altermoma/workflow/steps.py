@@ -133,5 +133,7 @@ def peak_memory_mib() -> float:
 def require_file(path: Path) -> Path:
     """A file that an earlier step promised."""
     if not path.is_file():
-        raise StorageError(f"{path} is gone", expected="a file of an earlier step", remedy=f"delete {path.parent} and run again")
+        raise StorageError(
+            f"{path} is gone", expected="a file of an earlier step", remedy=f"delete {path.parent} and run again"
+        )
     return path

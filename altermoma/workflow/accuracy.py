@@ -1,0 +1,82 @@
+"""Evaluation steps: torch models and exported engines on the validation split, and engine boxes against torch's."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from altermoma.deploy.pipeline import Backend, Pipeline
+from altermoma.deploy.self_check import SCORE_FLOOR, match_boxes
+from altermoma.evaluation.nuscenes_eval import evaluate
+from altermoma.frames import Boxes
+from altermoma.workflow.detections import read_detections, write_detections
+from altermoma.workflow.place import Workplace
+
+if TYPE_CHECKING:
+    from altermoma.models.fusion import FusionModel
+
+DETECTIONS_FILE = "detections.npz"
+
+
+def evaluate_torch(place: Workplace, model: FusionModel, folder: Path) -> dict[str, Any]:
+    """Predicts and scores the validation split in torch; detections are kept in the folder."""
+    from altermoma.evaluation.predict import predict
+
+    return _scored(place, predict(model, place.val), folder / DETECTIONS_FILE)
+
+
+def evaluate_engine(place: Workplace, bundle: Path, backend: Backend, precision: str, file: Path) -> dict[str, Any]:
+    """Predicts and scores the validation split with the stages of a bundle."""
+    from altermoma.evaluation.predict import predict_with
+
+    pipeline = Pipeline.from_bundle(bundle, backend, precision=precision, threads=os.cpu_count() or 1)
+    description = f"Detecting, {backend} {precision}"
+    return _scored(place, predict_with(pipeline.run_stages, place.val, description=description), file)
+
+
+def _scored(place: Workplace, detections: Mapping[str, Boxes], file: Path) -> dict[str, Any]:
+    metrics = evaluate(place.reader, place.recipe.data.val_split, detections)
+    write_detections(file, detections)
+    return dataclasses.asdict(metrics)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Boxes of an engine against torch's; see report.summary.BoxParity."""
+
+    frames: int
+    boxes: int
+    matched: float
+    max_difference: float
+    max_score_difference: float
+
+
+def compare_files(reference: Path, other: Path) -> Agreement:
+    return compare(read_detections(reference), read_detections(other))
+
+
+def compare(reference: Mapping[str, Boxes], other: Mapping[str, Boxes]) -> Agreement:
+    """Pairs the boxes of each frame and takes the largest differences over all pairs."""
+    strong = {token: boxes.select(boxes.scores_m >= SCORE_FLOOR) for token, boxes in reference.items()}
+    geometry, scores, matched = 0.0, 0.0, 0
+    for token, boxes in strong.items():
+        ours, theirs = match_boxes(boxes, other[token])
+        apart = np.abs(boxes.geometry_m9[ours].astype(np.float64) - other[token].geometry_m9[theirs])
+        apart[:, 6] = np.abs((apart[:, 6] + np.pi) % (2 * np.pi) - np.pi)  # angles the short way round
+        geometry = max(geometry, float(apart.max(initial=0.0)))
+        scores = max(scores, float(np.abs(boxes.scores_m[ours] - other[token].scores_m[theirs]).max(initial=0.0)))
+        matched += len(ours)
+    total = sum(len(boxes) for boxes in strong.values())
+    return Agreement(
+        frames=len(strong),
+        boxes=total,
+        matched=matched / total if total else 1.0,
+        max_difference=geometry,
+        max_score_difference=scores,
+    )

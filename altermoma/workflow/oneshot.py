@@ -1,0 +1,90 @@
+"""`altermoma-export` as a function: run the plan, then leave bundle, report and summary."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+
+from altermoma.deploy.bundle import MANIFEST_FILE, Bundle
+from altermoma.deploy.manifest import to_text
+from altermoma.deploy.targets import load_target
+from altermoma.frames import Boxes
+from altermoma.recipe import Recipe
+from altermoma.report.html import write_report
+from altermoma.report.scenes import Scene, draw_scene
+from altermoma.report.summary import Summary
+from altermoma.report.table import print_summary
+from altermoma.storage import atomic_path, content_key, write_text
+from altermoma.workflow.accuracy import DETECTIONS_FILE
+from altermoma.workflow.detections import read_detections
+from altermoma.workflow.engines import check_buildable
+from altermoma.workflow.keys import code_version
+from altermoma.workflow.place import Workplace
+from altermoma.workflow.plan import ENGINES, bundle_of, plan
+from altermoma.workflow.runs import RunFolder, open_run
+from altermoma.workflow.steps import run_steps, step_keys
+from altermoma.workflow.summarise import summarise
+
+
+def run(recipe: Recipe, out: Path | None = None) -> Summary:
+    """Does everything the recipe asks for and prints the summary table.
+
+    Args:
+        recipe: what to do.
+        out: run folder; None continues an unfinished run of the same content or starts a new one below `runs/`.
+
+    Raises:
+        AltermomaError: any of its kinds; work already done is kept and reused by the next run.
+    """
+    started = time.monotonic()
+    check_buildable(recipe.engine)
+    load_target(recipe.engine.target)
+    place = Workplace(recipe)
+    steps, code = plan(place), code_version()
+    with open_run(recipe, content_key({"steps": step_keys(steps, code)}), out) as folder:
+        results = run_steps(steps, folder.steps, code)
+        summary = summarise(recipe, results, started, str(folder.bundle))
+        leave_bundle(folder, summary)
+        write_report(folder.report, summary, shown_scene(place, folder.steps))
+        summary.write(folder.summary)
+    print_summary(summary)
+    print(f"bundle: {folder.bundle}\nreport: {folder.report}\nsummary: {folder.summary}")
+    return summary
+
+
+def leave_bundle(folder: RunFolder, summary: Summary) -> None:
+    """Copies the checked bundle to its place, with the run's metrics in its manifest."""
+    source = Bundle.open(bundle_of(folder.steps, ENGINES))
+    metrics = {
+        name: {"mAP": variant.mAP, "NDS": variant.NDS, "gflops": variant.gflops, "params": variant.params}
+        for name, variant in summary.variants.items()
+    }
+    manifest = dataclasses.replace(source.manifest, metrics=metrics)
+    with atomic_path(folder.bundle) as draft:
+        shutil.copytree(source.folder, draft)
+        write_text(draft / MANIFEST_FILE, to_text(manifest))
+    Bundle.open(folder.bundle)
+
+
+def shown_scene(place: Workplace, steps: Path) -> Scene:
+    """The validation frame with most true boxes in range, with what the dense and the pruned model found in it."""
+    dense = read_detections(steps / "dense-eval" / DETECTIONS_FILE)
+    pruned = read_detections(steps / "pruned-eval" / DETECTIONS_FILE)
+    token = max(place.val.tokens, key=lambda token: len(_truth(place, token)))
+    frame = place.reader.read(token)
+    extent = max(map(abs, place.geometry.point_range[:2]))
+    boxes = {"truth": _truth(place, token), "dense": dense[token], "pruned": pruned[token]}
+    return draw_scene(frame, boxes, extent)
+
+
+def _truth(place: Workplace, token: str) -> Boxes:
+    """True boxes that some sensor point lies in, as the evaluation counts them."""
+    found = place.reader.truth(token)
+    if found is None:
+        return Boxes.empty()
+    boxes, points = found
+    return boxes.select(np.asarray(points > 0))

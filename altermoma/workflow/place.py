@@ -1,0 +1,88 @@
+"""What the steps of one run share: data, geometry, weights. Everything follows from the recipe and files on disk."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from altermoma.data.augment import Augment
+from altermoma.data.dataset import FrameDataset
+from altermoma.data.nuscenes import NuScenesReader
+from altermoma.errors import CheckpointError, DataError
+from altermoma.geometry import Geometry
+from altermoma.recipe import Recipe
+
+if TYPE_CHECKING:
+    from altermoma.models.fusion import FusionModel
+
+
+class Workplace:
+    """Opens data and models of a recipe on first use and keeps them for later steps."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    @cached_property
+    def root(self) -> Path:
+        """Folder of the data set; the synthetic world is made where none is named and none is cached."""
+        data = self.recipe.data
+        if not data.root:
+            from altermoma.data.synth import cached_world
+
+            return cached_world(scenes=data.synth_scenes, seed=data.synth_seed)
+        root = Path(data.root)
+        if not root.is_dir():
+            raise DataError(f"no data at {root}", expected="a nuScenes folder", remedy="check --data")
+        return root
+
+    @cached_property
+    def reader(self) -> NuScenesReader:
+        return NuScenesReader(self.root, self.recipe.data.version, sweeps=self.recipe.data.sweeps)
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        from altermoma.models.presets import config_of
+
+        return config_of(self.recipe.model).geometry
+
+    @cached_property
+    def checkpoint(self) -> Path:
+        """Weights of the dense model."""
+        if not self.recipe.checkpoint:
+            from altermoma.checkpoints.io import bundled_checkpoint
+
+            return bundled_checkpoint(self.recipe.model)
+        path = Path(self.recipe.checkpoint)
+        if not path.is_file():
+            raise CheckpointError(
+                f"no checkpoint at {path}", expected="a safetensors file", remedy="check --checkpoint"
+            )
+        return path
+
+    @cached_property
+    def val(self) -> FrameDataset:
+        """Validation frames as they are."""
+        return FrameDataset(self.reader, self.reader.tokens(self.recipe.data.val_split), self.geometry)
+
+    @cached_property
+    def train(self) -> FrameDataset:
+        """Training frames, augmented as the recipe's fine-tuning asks."""
+        augment = Augment() if self.recipe.finetune.augment else None
+        return FrameDataset(
+            self.reader, self.reader.tokens(self.recipe.data.train_split), self.geometry, augment=augment
+        )
+
+    def dense_model(self) -> FusionModel:
+        return self.model(self.checkpoint)
+
+    def model(self, checkpoint: Path) -> FusionModel:
+        """The recipe's preset with the weights, and so the widths, of a checkpoint; in eval mode."""
+        from altermoma.checkpoints.io import load_checkpoint
+        from altermoma.models.presets import build
+        from altermoma.models.rebuild import load_by_shape
+
+        state, _ = load_checkpoint(checkpoint)
+        model = build(self.recipe.model)
+        load_by_shape(model, state)
+        return model.eval()

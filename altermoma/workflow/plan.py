@@ -1,0 +1,176 @@
+"""The steps of `altermoma-export`, in order, with what each result depends on."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from altermoma.deploy.pipeline import Backend
+from altermoma.recipe import Precision, Recipe
+from altermoma.storage import sha256_of
+from altermoma.workflow import accuracy, engines
+from altermoma.workflow.accuracy import DETECTIONS_FILE
+from altermoma.workflow.compress import PRUNED_FILE, finetune_model, prune_model
+from altermoma.workflow.keys import data_key
+from altermoma.workflow.place import Workplace
+from altermoma.workflow.steps import Record, Records, Step, require_file
+
+DENSE_EXPORT, EXPORT, ENGINES = "export-dense", "export", "engines"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Engine:
+    """One engine of the run that is evaluated: `variant` is its key in the summary."""
+
+    variant: str
+    backend: Backend
+    precision: Precision
+    bundle_step: str
+
+
+def precisions_of(recipe: Recipe) -> tuple[Precision, ...]:
+    """fp32 always, as the yardstick; then the precision asked for."""
+    asked = recipe.engine.precision
+    return ("fp32",) if asked == "fp32" else ("fp32", asked)
+
+
+def engines_of(recipe: Recipe, built: list[Precision]) -> tuple[Engine, ...]:
+    """Everything that was exported or built, dense fp32 first."""
+    found = [
+        Engine(variant="dense-onnxruntime-fp32", backend="onnxruntime", precision="fp32", bundle_step=DENSE_EXPORT)
+    ]
+    for precision in precisions_of(recipe):
+        found.append(
+            Engine(variant=f"onnxruntime-{precision}", backend="onnxruntime", precision=precision, bundle_step=ENGINES)
+        )
+    for precision in built:
+        found.append(
+            Engine(variant=f"tensorrt-{precision}", backend="tensorrt", precision=precision, bundle_step=ENGINES)
+        )
+    return tuple(found)
+
+
+def plan(place: Workplace) -> tuple[Step, ...]:
+    """All steps of a run; nothing is computed yet but the hashes of the inputs."""
+    recipe = place.recipe
+    parts: dict[str, Any] = recipe.to_dict()
+    weights = sha256_of(place.checkpoint)
+    source = {"recipe": parts["data"], "tables": data_key(place.root, recipe.data.version) if recipe.data.root else ""}
+    source["recipe"] = {key: value for key, value in parts["data"].items() if key != "root"}
+    model = {"model": recipe.model, "weights": weights}
+    target = {"export": parts["export"], "engine": parts["engine"], "name": recipe.name}
+    steps = _Steps(place)
+    return (
+        Step(name="data", title="Data", inputs=source, needs=(), run=steps.data),
+        Step(name="dense-eval", title="Dense model", inputs=model, needs=("data",), run=steps.dense_eval),
+        Step(
+            name="prune", title="Pruning", inputs={**model, "prune": parts["prune"]}, needs=("data",), run=steps.prune
+        ),
+        Step(
+            name="finetune", title="Fine-tuning", inputs=parts["finetune"], needs=("data", "prune"), run=steps.finetune
+        ),
+        Step(name="pruned-eval", title="Pruned model", inputs={}, needs=("finetune",), run=steps.pruned_eval),
+        Step(
+            name=DENSE_EXPORT,
+            title="Export of the dense model",
+            inputs={**model, **target},
+            needs=("data",),
+            run=steps.export_dense,
+        ),
+        Step(name=EXPORT, title="Export", inputs=parts, needs=("finetune",), run=steps.export),
+        Step(
+            name=ENGINES, title="Engines", inputs=engines.environment(recipe.engine), needs=(EXPORT,), run=steps.engines
+        ),
+        Step(
+            name="engine-eval",
+            title="Engines on the validation split",
+            inputs={},
+            needs=(ENGINES, DENSE_EXPORT, "pruned-eval", "dense-eval"),
+            run=steps.engine_eval,
+        ),
+        Step(
+            name="bench",
+            title="Latency",
+            inputs=parts["bench"],
+            needs=(ENGINES, DENSE_EXPORT, "finetune"),
+            run=steps.bench,
+        ),
+    )
+
+
+class _Steps:
+    """The work of each step, bound to one run's workplace."""
+
+    def __init__(self, place: Workplace) -> None:
+        self._place = place
+
+    def data(self, folder: Path, _: Records) -> Record:
+        place = self._place
+        return {
+            "version": place.recipe.data.version,
+            "train_frames": len(place.train),
+            "val_frames": len(place.val),
+            "synthetic": not place.recipe.data.root,
+        }
+
+    def dense_eval(self, folder: Path, _: Records) -> Record:
+        return accuracy.evaluate_torch(self._place, self._place.dense_model(), folder)
+
+    def prune(self, folder: Path, _: Records) -> Record:
+        return prune_model(self._place, folder)
+
+    def finetune(self, folder: Path, _: Records) -> Record:
+        return finetune_model(self._place, require_file(folder.parent / "prune" / PRUNED_FILE), folder)
+
+    def pruned_eval(self, folder: Path, _: Records) -> Record:
+        return accuracy.evaluate_torch(self._place, self._place.model(_pruned(folder)), folder)
+
+    def export_dense(self, folder: Path, _: Records) -> Record:
+        from altermoma.workflow.graphs import export_bundle
+
+        return export_bundle(self._place, self._place.dense_model(), ("fp32",), folder, {})
+
+    def export(self, folder: Path, records: Records) -> Record:
+        from altermoma.workflow.graphs import export_bundle
+
+        pruned = records["prune"]
+        widths = {"dense": pruned["widths_before"], "kept": pruned["widths_after"]}
+        model = self._place.model(_pruned(folder))
+        return export_bundle(self._place, model, precisions_of(self._place.recipe), folder, widths)
+
+    def engines(self, folder: Path, _: Records) -> Record:
+        return engines.build_engines(
+            self._place.recipe.engine, bundle_of(folder.parent, EXPORT), bundle_of(folder.parent, ENGINES)
+        )
+
+    def engine_eval(self, folder: Path, records: Records) -> Record:
+        found: Record = {}
+        for engine in engines_of(self._place.recipe, records[ENGINES]["precisions"]):
+            file = folder / f"{engine.variant}.npz"
+            bundle = bundle_of(folder.parent, engine.bundle_step)
+            metrics = accuracy.evaluate_engine(self._place, bundle, engine.backend, engine.precision, file)
+            yardstick = "dense-eval" if engine.bundle_step == DENSE_EXPORT else "pruned-eval"
+            agreement = accuracy.compare_files(folder.parent / yardstick / DETECTIONS_FILE, file)
+            found[engine.variant] = {"metrics": metrics, "boxes": dataclasses.asdict(agreement)}
+        return found
+
+    def bench(self, folder: Path, records: Records) -> Record:
+        from altermoma.workflow.timing import bench_variants
+
+        return bench_variants(
+            self._place,
+            dense=bundle_of(folder.parent, DENSE_EXPORT),
+            pruned=bundle_of(folder.parent, ENGINES),
+            torch_weights={"dense": self._place.checkpoint, "pruned": _pruned(folder)},
+            engines=tuple(records[ENGINES]["precisions"]),
+        )
+
+
+def _pruned(folder: Path) -> Path:
+    return require_file(folder.parent / "finetune" / PRUNED_FILE)
+
+
+def bundle_of(steps: Path, step: str) -> Path:
+    """The bundle that a step left."""
+    return steps / step / "bundle"

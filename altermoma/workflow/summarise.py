@@ -1,0 +1,166 @@
+"""The records of all steps as one summary."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from altermoma.deploy.benchmark import FRAME
+from altermoma.recipe import Recipe
+from altermoma.report.summary import (
+    BoxParity,
+    Difference,
+    Engines,
+    LayerWidth,
+    Parity,
+    Percentiles,
+    RealisedShare,
+    Summary,
+    Variant,
+    graph_p50,
+    realised,
+)
+from altermoma.workflow.plan import Engine, engines_of
+from altermoma.workflow.steps import Records, StepResult, peak_memory_mib
+from altermoma.workflow.versions import versions
+
+EMULATED = "fp16 is emulated on the CPU: right for accuracy, meaningless for latency, so none is given"
+_RUNTIME_TITLES = {"onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT", "torch": "torch"}
+
+
+def summarise(recipe: Recipe, results: Mapping[str, StepResult], started: float, bundle: str) -> Summary:
+    """Puts the figures side by side.
+
+    Args:
+        recipe: of the run.
+        results: of all steps.
+        started: time.monotonic() at the start of this process's work.
+        bundle: the bundle's path, for the command to run on the target.
+    """
+    records = {name: result.record for name, result in results.items()}
+    reduction = 1 - records["prune"]["flops_after"]["total"] / records["prune"]["flops_before"]["total"]
+    latency = _latencies(records["bench"])
+    engines = engines_of(recipe, records["engines"]["precisions"])
+    variants = {
+        "dense": _variant(records, latency, reduction, name="dense"),
+        "pruned": _variant(records, latency, reduction, name="pruned"),
+        **{
+            engine.variant: _variant(records, latency, reduction, name=engine.variant, engine=engine)
+            for engine in engines
+        },
+    }
+    seconds = {name: round(result.seconds, 2) for name, result in results.items()}
+    overhead = max(0.0, time.monotonic() - started - sum(r.seconds for r in results.values() if not r.reused))
+    seconds["bundle-and-report"] = round(overhead, 2)
+    return Summary(
+        name=recipe.name,
+        model=recipe.model,
+        data=_data(recipe, records["data"]),
+        variants=variants,
+        flops_reduction=reduction,
+        realised_share=_shares(latency, reduction),
+        parity={engine.variant: _parity(records, engine) for engine in engines},
+        engines=_engines(recipe, records["engines"], bundle),
+        channels=_channels(records["prune"]),
+        versions=versions(),
+        device=_device(records["bench"]["conditions"]),
+        seconds={**seconds, "total": round(sum(seconds.values()), 2)},
+        peak_memory_mib=round(max(peak_memory_mib(), *(result.peak_memory_mib for result in results.values())), 1),
+        recipe=recipe.to_dict(),
+        notes=_notes(records),
+    )
+
+
+def _variant(
+    records: Records,
+    latency: dict[str, dict[str, Percentiles]],
+    reduction: float,
+    *,
+    name: str,
+    engine: Engine | None = None,
+) -> Variant:
+    pruned = not name.startswith("dense")
+    metrics = records["engine-eval"][name]["metrics"] if engine else records[f"{name}-eval"]
+    runtime = engine.backend if engine else "torch"
+    precision = engine.precision if engine else "fp32"
+    cost = records["prune"]["flops_after" if pruned else "flops_before"]
+    times = latency.get(name)
+    dense = latency.get({"torch": "dense"}.get(runtime, f"dense-{runtime}-{precision}"))
+    emulated = runtime == "onnxruntime" and precision == "fp16"
+    title = f"{'pruned' if pruned else 'dense'}, {_RUNTIME_TITLES[runtime]}"
+    return Variant(
+        title=f"{title} {precision}" if engine else title,
+        runtime=runtime,
+        precision=precision,
+        pruned=pruned,
+        mAP=metrics["mAP"],
+        NDS=metrics["NDS"],
+        gflops=cost["total"] / 1e9,
+        gflops_real=cost["total_real"] / 1e9,
+        params=records["prune"]["params_after" if pruned else "params_before"],
+        latency_ms=times,
+        realised_share=realised(dense[FRAME].p50, times[FRAME].p50, reduction) if pruned and times and dense else None,
+        note=EMULATED if emulated else "",
+    )
+
+
+def _latencies(bench: dict[str, Any]) -> dict[str, dict[str, Percentiles]]:
+    return {
+        name: {
+            part: Percentiles(p50=times["p50"], p90=times["p90"], p99=times["p99"])
+            for part, times in found["latency_ms"].items()
+        }
+        for name, found in bench["variants"].items()
+    }
+
+
+def _shares(latency: dict[str, dict[str, Percentiles]], reduction: float) -> RealisedShare:
+    dense, pruned = latency["dense-onnxruntime-fp32"], latency["onnxruntime-fp32"]
+    return RealisedShare(
+        frame=realised(dense[FRAME].p50, pruned[FRAME].p50, reduction),
+        graphs=realised(graph_p50(dense), graph_p50(pruned), reduction),
+    )
+
+
+def _parity(records: Records, engine: Engine) -> Parity:
+    evaluated = records["engine-eval"][engine.variant]
+    yardstick = records["dense-eval" if engine.bundle_step == "export-dense" else "pruned-eval"]
+    exported = records["export-dense" if engine.bundle_step == "export-dense" else "export"]
+    stages = exported[engine.precision]["stages"] if engine.backend == "onnxruntime" else {}
+    return Parity(
+        stages={name: Difference(**found) for name, found in stages.items()},
+        boxes=BoxParity(**evaluated["boxes"], mAP_difference=evaluated["metrics"]["mAP"] - yardstick["mAP"]),
+    )
+
+
+def _engines(recipe: Recipe, record: dict[str, Any], bundle: str) -> Engines:
+    target, precision = recipe.engine.target, recipe.engine.precision
+    if record["state"] == "built":
+        held = ", ".join(record["precisions"])
+        return Engines(status="built", line=f"engines: built here, TensorRT {held}", target=target)
+    line = f"engines: not built here ({record['reason']}); the {precision} graphs were checked on ONNX Runtime"
+    return Engines(status=record["state"], line=line, command=f"altermoma build {bundle}", target=target)
+
+
+def _channels(pruned: dict[str, Any]) -> tuple[LayerWidth, ...]:
+    return tuple(
+        LayerWidth(
+            partition=pruned["partitions"][layer], layer=layer, before=before, after=pruned["widths_after"][layer]
+        )
+        for layer, before in pruned["widths_before"].items()
+    )
+
+
+def _data(recipe: Recipe, record: dict[str, Any]) -> dict[str, Any]:
+    world = "the synthetic world" if record["synthetic"] else f"{recipe.data.root} ({record['version']})"
+    return {"title": f"{record['val_frames']} validation frames of {world}", **record}
+
+
+def _device(conditions: dict[str, Any]) -> str:
+    return f"{conditions['processor']}, threads: {conditions['threads']}"
+
+
+def _notes(records: Records) -> tuple[str, ...]:
+    findings = {finding for precision in records["export"].values() for finding in precision["findings"]}
+    return tuple(f"lint: {finding}" for finding in sorted(findings))
