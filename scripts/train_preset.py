@@ -16,7 +16,6 @@ import dataclasses
 import enum
 import math
 import platform
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,11 +34,12 @@ from altermoma.models.fusion import FusionModel
 from altermoma.models.presets import build
 from altermoma.progress import say
 from altermoma.recipe import DataRecipe, TrainRecipe
-from altermoma.storage import sha256_of, write_json
+from altermoma.storage import read_json, sha256_of, write_json
 from altermoma.training.log import read_log
 from altermoma.training.loop import StepReport, train
 
 LOG_POINTS = 100
+CACHE_MIB = 3000
 
 
 class Masked(enum.StrEnum):
@@ -77,11 +77,12 @@ def load_parts(model: FusionModel, sources: list[str]) -> list[dict[str, str]]:
 class Evaluator:
     """Scores weights on the validation split and keeps the results by step."""
 
-    def __init__(self, preset: str, reader: NuScenesReader, masked: Masked, every: int) -> None:
+    def __init__(self, preset: str, reader: NuScenesReader, masked: Masked, every: int, record: Path) -> None:
         self.model, self.reader, self.masked, self.every = build(preset), reader, masked, every
+        self.record = record
         self.split = DataRecipe().val_split
         self.dataset = FrameDataset(reader, reader.tokens(self.split), self.model.config.geometry)
-        self.history: list[dict[str, Any]] = []
+        self.history: list[dict[str, Any]] = read_json(record) if record.is_file() else []
 
     def score(self, model: FusionModel) -> DetectionMetrics:
         return evaluate(self.reader, self.split, predict(model, self.dataset, masked=self.masked.value))
@@ -91,7 +92,10 @@ class Evaluator:
             return
         self.model.load_state_dict(dict(report.weights()))
         metrics = self.score(self.model)
+        # A resumed run comes by some steps again.
+        self.history = [entry for entry in self.history if entry["step"] < report.step]
         self.history.append({"step": report.step, "mAP": metrics.mAP, "NDS": metrics.NDS})
+        write_json(self.record, self.history)
         say(f"step {report.step}: mAP {metrics.mAP:.4f}, NDS {metrics.NDS:.4f}")
 
 
@@ -136,6 +140,9 @@ def main(  # noqa: PLR0913 - one argument per command-line option
     checkpoint_every: int = 50,
     seed: int = 0,
     preset: str = "bevfusion-tiny",
+    train_split: Annotated[
+        str, typer.Option(help="Of the world; evaluation is on mini_val.")
+    ] = DataRecipe().train_split,
 ) -> None:
     """Trains a preset and evaluates it on mini_val."""
     torch.set_num_threads(threads)
@@ -156,36 +163,48 @@ def main(  # noqa: PLR0913 - one argument per command-line option
         seed=seed,
     )
     try:
-        run(recipe, world=world, out=out, preset=preset, init=init or [], eval_every=eval_every)
+        reader = NuScenesReader(world, DataRecipe().version, DataRecipe().sweeps)
+        run(recipe, reader, train_split, out=out, preset=preset, init=init or [], eval_every=eval_every)
     except AltermomaError as error:
         say(str(error))
         raise typer.Exit(error.exit_code) from error
 
 
-def run(recipe: TrainRecipe, *, world: Path, out: Path, preset: str, init: list[str], eval_every: int) -> None:
+def run(  # noqa: PLR0913 - one argument per command-line option
+    recipe: TrainRecipe,
+    reader: NuScenesReader,
+    train_split: str,
+    *,
+    out: Path,
+    preset: str,
+    init: list[str],
+    eval_every: int,
+) -> None:
     """One training with its evaluation; writes model.safetensors and model.json into `out`."""
-    started = time.monotonic()
-    data = DataRecipe()
-    reader = NuScenesReader(world, data.version, data.sweeps)
     model = build(preset)
     loaded = load_parts(model, init)
+    tokens = reader.tokens(train_split)
     dataset = FrameDataset(
-        reader, reader.tokens(data.train_split), model.config.geometry, Augment() if recipe.augment else None
+        reader, tokens, model.config.geometry, Augment() if recipe.augment else None, cache_mib=CACHE_MIB
     )
-    evaluator = Evaluator(preset, reader, Masked(recipe.masked), eval_every)
+    evaluator = Evaluator(preset, reader, Masked(recipe.masked), eval_every, out / "evaluations.json")
     result = train(model, dataset, recipe, folder=out, on_step=evaluator.on_step)
     metrics = evaluator.score(result.model)
     record = {
         "preset": preset,
         "recipe": dataclasses.asdict(recipe),
         "init": loaded,
-        "data": {"train_frames": len(dataset), "val_frames": len(evaluator.dataset), "sweeps": data.sweeps},
+        "data": {
+            "train_split": train_split,
+            "train_frames": len(dataset),
+            "val_frames": len(evaluator.dataset),
+            "sweeps": reader.sweeps,
+        },
         "metrics": json_ready(dataclasses.asdict(metrics)),
         "evaluations": evaluator.history,
         "threads": torch.get_num_threads(),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
-        "seconds": round(time.monotonic() - started, 1),
-        "resumed_from": result.resumed_from,
+        "training_seconds": round(sum(line["seconds"] for line in read_log(result.log)), 1),
     }
     save_checkpoint(out / "model.safetensors", result.model.state_dict(), record)
     write_json(out / "model.json", record | {"log": condensed(result.log)})
