@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -165,3 +167,30 @@ def test_real_frame_reads_whole(real_nuscenes: Path) -> None:
     assert len(frame.truth) == 69
     assert frame.warnings == ()
     assert frame.scene == "scene-0061"
+
+
+def test_trainval_and_test_versions(broken_nuscenes: Path) -> None:
+    from nuscenes.utils.splits import create_splits_scenes
+
+    splits = create_splits_scenes()
+    tables = broken_nuscenes / VERSION
+    scenes = json.loads((tables / "scene.json").read_text())
+    for version, chosen in (("v1.0-trainval", ("train", "val")), ("v1.0-test", ("test", "test"))):
+        for index, (scene, split) in enumerate(zip(scenes, chosen, strict=True)):
+            scene["name"] = splits[split][index]
+        shutil.copytree(tables, broken_nuscenes / version)
+        (broken_nuscenes / version / "scene.json").write_text(json.dumps(scenes))
+    trainval = NuScenesReader(broken_nuscenes, "v1.0-trainval")
+    assert trainval.tokens("train") == [f"sample-{i}" for i in range(4)]
+    assert trainval.tokens("val") == [f"sample-{i}" for i in range(4, 8)]
+    assert len(trainval.read("sample-5").points_p5) > 400
+    assert len(NuScenesReader(broken_nuscenes, "v1.0-test").tokens("test")) == 8
+
+
+def test_scene_order_is_the_tables_and_frames_are_in_time(broken_nuscenes: Path) -> None:
+    path = broken_nuscenes / VERSION / "sample.json"
+    rows = json.loads(path.read_text())
+    path.write_text(json.dumps(rows[::-1]))
+    splits = {"both": ["scene-0103", "scene-0061"]}
+    (path.parent / "splits.json").write_text(json.dumps(splits))
+    assert NuScenesReader(broken_nuscenes, VERSION).tokens("both") == [f"sample-{i}" for i in range(8)]
