@@ -163,25 +163,50 @@ def _reference_inputs(record: StageRecord, reference: Reference) -> Arrays:
 def align_proposals(wanted: Arrays, got: Arrays, allowed: float) -> dict[str, Pair]:
     """(found, expected) in float64 by output name; proposals [B, ., P] of the head are brought into one order first.
 
-    Top-k picks proposals by score, so that rounding may swap neighbours or exchange the weakest. Proposals are paired
-    by label and nearest centre (cells); at least a share 1 - `allowed` must find its partner.
+    Top-k picks proposals by score, so rounding may swap neighbours or exchange the weakest. Proposals are paired one
+    to one by label and likeness; a share 1 - `allowed` must find a partner within one cell, else they are compared
+    in the order they come, so that the differences say how wrong they are.
     """
-    if "center" not in wanted or "query_labels" not in wanted:
-        return {name: (_f64(got[name]), _f64(array)) for name, array in wanted.items()}
-    a, b = _f64(wanted["center"])[0].T, _f64(got["center"])[0].T
-    distance_pp = np.linalg.norm(a[:, None] - b[None], axis=2)
-    distance_pp[wanted["query_labels"][0][:, None] != got["query_labels"][0][None]] = np.inf
-    partner = distance_pp.argmin(axis=1)
-    paired = distance_pp[np.arange(len(a)), partner] < 1.0
-    if paired.mean() < 1.0 - max(allowed, 0.0):
-        paired[:] = True  # compared as they are: the differences then say how wrong it is
-        partner = np.arange(len(a))
-    rows = np.flatnonzero(paired)
-    aligned = {name: (_f64(got[name]), _f64(array)) for name, array in wanted.items()}
-    for name, (found, expected) in aligned.items():
-        if expected.shape[-1] == len(a):
-            aligned[name] = (found[..., partner[rows]], expected[..., rows])
-    return aligned
+    pairs: dict[str, Pair] = {name: (_f64(got[name]), _f64(array)) for name, array in wanted.items()}
+    if "center" not in pairs or "query_labels" not in pairs or _close(pairs, allowed):
+        return pairs
+    proposals = pairs["center"][1].shape[-1]
+    branches = {name: pair for name, pair in pairs.items() if pair[1].ndim == 3 and pair[1].shape[-1] == proposals}
+    distance_pp = np.zeros((proposals, proposals))
+    for found, expected in branches.values():
+        scale = max(float(np.abs(expected).max(initial=0.0)), 1e-12)
+        distance_pp += np.abs(expected[0].T[:, None] - found[0].T[None]).mean(axis=2) / scale
+    distance_pp[pairs["query_labels"][1][0][:, None] != pairs["query_labels"][0][0][None]] = np.inf
+    apart_pp = np.linalg.norm(pairs["center"][1][0].T[:, None] - pairs["center"][0][0].T[None], axis=2)
+    distance_pp[apart_pp >= 1.0] = np.inf
+    left, right = _one_to_one(distance_pp)
+    if len(left) < (1.0 - allowed) * proposals:
+        return pairs
+    aligned = {name: (pair[0][..., right], pair[1][..., left]) for name, pair in branches.items()}
+    labels = pairs["query_labels"]
+    return {**pairs, **aligned, "query_labels": (labels[0][..., right], labels[1][..., left])}
+
+
+def _close(pairs: dict[str, Pair], allowed: float) -> bool:
+    return all(
+        np.abs(found - expected).max(initial=0.0) <= allowed * np.abs(expected).max(initial=0.0)
+        for found, expected in pairs.values()
+    )
+
+
+def _one_to_one(distance_pp: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs rows and columns, nearest first, each used once; infinite distances stay alone."""
+    rows, columns = np.unravel_index(np.argsort(distance_pp, axis=None, kind="stable"), distance_pp.shape)
+    free_row, free_column = np.ones(len(distance_pp), bool), np.ones(len(distance_pp), bool)
+    chosen: list[tuple[int, int]] = []
+    for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
+        if not np.isfinite(distance_pp[row, column]):
+            break
+        if free_row[row] and free_column[column]:
+            free_row[row] = free_column[column] = False
+            chosen.append((row, column))
+    left, right = np.asarray(chosen, np.int64).reshape(-1, 2).T
+    return left, right
 
 
 def _f64(array: NDArray[np.generic]) -> NDArray[np.float64]:

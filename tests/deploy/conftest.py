@@ -1,0 +1,21 @@
+"""A bundle written once; tests that damage it take a copy."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny_bundle import toy_bundle
+
+from altermoma.deploy.bundle import Bundle
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return toy_bundle(tmp_path_factory.mktemp("toy") / "bundle")
+
+
+@pytest.fixture
+def copied(bundle: Bundle, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundle.folder, tmp_path / "bundle"))
