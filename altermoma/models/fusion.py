@@ -49,6 +49,9 @@ class FusionModel(nn.Module):
         self.pts_backbone = Second(config.bev.fuser, config.bev)
         self.pts_neck = SecondFpn(config.bev)
         self.bbox_head = TransFusionHead(sum(config.bev.neck), geometry.bev_shape, config.head)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and module.bias is None:
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def lift(self, images: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
         """[N, 3, H, W], [N, 1, H, W] -> depth weights [N, h, w, D], pixel features [N, h, w, C]."""

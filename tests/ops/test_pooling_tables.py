@@ -1,0 +1,88 @@
+"""BEV pooling by tables against lift and index_add, and the frustum against the forward projection."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from altermoma.errors import DataError
+from altermoma.frames import Calibration
+from altermoma.geometry import Geometry, ImageGeometry
+from altermoma.ops.functional import pool_bev
+from altermoma.ops.images import image_warp
+from altermoma.ops.pooling_tables import POOL_Z, build_pooling_tables, frustum_points
+
+GEOMETRY = Geometry(image=ImageGeometry(cameras=2, height=32, width=64), depth_bins=(1.0, 21.0, 1.0))
+
+
+def ring(cameras: int = 2) -> Calibration:
+    """Cameras 1.5 m up that look outwards; optical axis z, x to the right, y down."""
+    poses = []
+    for angle in 2 * np.pi * np.arange(cameras) / cameras:
+        forward = np.array([np.cos(angle), np.sin(angle), 0.0])
+        lidar_from_camera = np.eye(4)
+        lidar_from_camera[:3, :3] = np.stack([np.cross(forward, [0, 0, 1]), [0, 0, -1], forward], axis=1)
+        lidar_from_camera[:3, 3] = [0.3 * np.cos(angle), 0.0, 1.5]
+        poses.append(np.linalg.inv(lidar_from_camera))
+    intrinsics = np.array([[120.0, 0, 80.0], [0, 120.0, 45.0], [0, 0, 1]])
+    return Calibration(
+        camera_names=tuple(f"cam{i}" for i in range(cameras)),
+        intrinsics_v33=np.stack([intrinsics] * cameras),
+        camera_from_lidar_v44=np.stack(poses),
+        image_hw=(90, 160),
+    )
+
+
+def test_frustum_points_project_back_onto_their_pixels() -> None:
+    calibration = ring()
+    points = frustum_points(calibration, GEOMETRY).astype(np.float64)
+    warp = image_warp(calibration.image_hw, GEOMETRY.image)
+    height, width = GEOMETRY.image.feature_hw
+    for view in range(2):
+        camera = points[view] @ calibration.camera_from_lidar_v44[view, :3, :3].T
+        camera += calibration.camera_from_lidar_v44[view, :3, 3]
+        pixel = camera @ calibration.intrinsics_v33[view].T
+        np.testing.assert_allclose(pixel[..., 2], np.broadcast_to(np.arange(1.0, 21.0), pixel.shape[:3]), atol=1e-4)
+        column = pixel[..., 0] / pixel[..., 2] * warp.scale
+        row = pixel[..., 1] / pixel[..., 2] * warp.scale - warp.top
+        np.testing.assert_allclose(column, np.linspace(0, 63, width)[None, :, None] + 0 * column, atol=1e-2)
+        np.testing.assert_allclose(row, np.linspace(0, 31, height)[:, None, None] + 0 * row, atol=1e-2)
+
+
+@pytest.mark.parametrize("turn", [None, 0.4])
+def test_pooling_equals_lift_and_index_add(turn: float | None) -> None:
+    calibration, rng = ring(), torch.Generator().manual_seed(0)
+    aug = None
+    if turn is not None:
+        aug = np.eye(4)
+        aug[:2, :2] = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
+        aug[:3, 3] = [1.0, -2.0, 0.1]
+    height, width = GEOMETRY.image.feature_hw
+    weights = torch.rand(2, height, width, 20, generator=rng, dtype=torch.float64)
+    features = torch.randn(2, height, width, 3, generator=rng, dtype=torch.float64)
+    points = torch.from_numpy(frustum_points(calibration, GEOMETRY)).double()
+    if aug is not None:
+        points = points @ torch.from_numpy(aug[:3, :3]).T + torch.from_numpy(aug[:3, 3])
+    lifted = weights[..., None] * features[:, :, :, None]
+    cell = ((points[..., :2] + 32.0) / 0.8).trunc().long()
+    inside = ((cell >= 0) & (cell < 80)).all(-1) & (points[..., 2] >= POOL_Z[0]) & (points[..., 2] < POOL_Z[1])
+    expected = torch.zeros(6400, 3, dtype=torch.float64)
+    expected.index_add_(0, (cell[..., 0] * 80 + cell[..., 1])[inside], lifted[inside])
+    tables = build_pooling_tables(calibration, GEOMETRY, aug)
+    found = pool_bev(weights, features, [torch.from_numpy(table) for table in tables.values()])
+    assert expected.abs().sum() > 100
+    # A lifted point within float32 rounding of a cell's edge may fall on either side.
+    differing = ((found - expected).abs().max(dim=1).values > 1e-9).sum()
+    assert differing <= 2
+
+
+def test_a_calibration_that_puts_everything_in_one_cell_is_refused() -> None:
+    calibration = ring()
+    poses = calibration.camera_from_lidar_v44.copy()
+    intrinsics = calibration.intrinsics_v33 * [[1e6], [1e6], [1]]
+    broken = dataclasses.replace(calibration, camera_from_lidar_v44=poses, intrinsics_v33=intrinsics)
+    with pytest.raises(DataError, match="lifted pixels"):
+        build_pooling_tables(broken, dataclasses.replace(GEOMETRY, fan_in=(2, 2)))

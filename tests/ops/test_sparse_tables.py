@@ -1,0 +1,102 @@
+"""Sparse convolution by table against torch's dense conv3d."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from altermoma.geometry import Geometry
+from altermoma.ops.functional import gather_conv, rows_to_bev, submanifold_conv
+from altermoma.ops.sparse_tables import (
+    DOWN,
+    DOWN_FLAT,
+    SUBMANIFOLD,
+    TO_BEV,
+    RowMap,
+    SparseTableBuilder,
+    Window,
+    level_shapes,
+    reached_keys,
+    window_table,
+)
+
+SHAPE = (9, 7, 6)
+
+
+def random_voxels(count: int, channels: int) -> tuple[np.ndarray, Tensor, Tensor]:
+    rng = np.random.default_rng(3)
+    keys = np.sort(rng.choice(int(np.prod(SHAPE)), count, replace=False)).astype(np.int64)
+    rows = torch.from_numpy(rng.standard_normal((count, channels)))
+    dense = torch.zeros(int(np.prod(SHAPE)), channels, dtype=torch.float64)
+    dense[keys] = rows
+    return keys, rows, dense.T.reshape(1, channels, *SHAPE)
+
+
+@pytest.mark.parametrize("window", [SUBMANIFOLD, DOWN, DOWN_FLAT, TO_BEV])
+def test_gather_conv_equals_dense_convolution(window: Window) -> None:
+    keys, rows, dense = random_voxels(60, 4)
+    weight = torch.from_numpy(np.random.default_rng(4).standard_normal((5, *window.kernel, 4)))
+    shape_out = window.out_shape(SHAPE)
+    expected = F.conv3d(dense, weight.permute(0, 4, 1, 2, 3), stride=window.stride, padding=window.padding)
+    assert tuple(expected.shape[2:]) == shape_out
+    keys_out = keys if window is SUBMANIFOLD else reached_keys(keys, SHAPE, window, shape_out)
+    table = window_table(keys, keys_out, RowMap(SHAPE), window, shape_out)
+    found = gather_conv(rows, torch.from_numpy(table), weight)
+    torch.testing.assert_close(found, expected[0].reshape(5, -1).T[keys_out], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("window", [DOWN, DOWN_FLAT, TO_BEV])
+def test_reached_keys_are_the_support_of_the_convolution(window: Window) -> None:
+    keys, _, _ = random_voxels(40, 1)
+    occupied = torch.zeros(int(np.prod(SHAPE)))
+    occupied[keys] = 1
+    ones = torch.ones(1, 1, *window.kernel)
+    support = F.conv3d(occupied.reshape(1, 1, *SHAPE), ones, stride=window.stride, padding=window.padding)
+    np.testing.assert_array_equal(
+        reached_keys(keys, SHAPE, window, window.out_shape(SHAPE)), np.flatnonzero(support.numpy() > 0)
+    )
+
+
+def test_submanifold_gradient_is_that_of_the_gather() -> None:
+    keys, rows, _ = random_voxels(50, 3)
+    table = torch.from_numpy(window_table(keys, keys, RowMap(SHAPE), SUBMANIFOLD, SHAPE))
+    rows.requires_grad_()
+    weight = torch.randn(2, 3, 3, 3, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda r, w: submanifold_conv(r, table, w), (rows, weight))
+    assert torch.autograd.gradgradcheck(lambda r, w: submanifold_conv(r, table, w), (rows, weight))
+
+
+def test_row_map_forgets_the_last_frame() -> None:
+    row_map = RowMap((2, 2, 2))
+    everything = np.arange(8, dtype=np.int64)[:, None]
+    valid = np.ones_like(everything, bool)
+    first = row_map.table(np.array([1, 5]), everything, valid)
+    second = row_map.table(np.array([3]), everything, valid)
+    assert first.ravel().tolist() == [2, 0, 2, 2, 2, 1, 2, 2]
+    assert second.ravel().tolist() == [1, 1, 1, 0, 1, 1, 1, 1]
+
+
+def test_levels_chain_and_the_bev_map_places_every_row() -> None:
+    geometry = Geometry()
+    shapes = level_shapes(geometry)
+    assert shapes == ((320, 320, 21), (160, 160, 11), (80, 80, 5), (80, 80, 2))
+    keys = np.sort(np.random.default_rng(0).choice(320 * 320 * 21, 500, replace=False)).astype(np.int64)
+    tables = SparseTableBuilder(geometry).build(keys)
+    for level in range(geometry.lidar_levels):
+        assert tables[f"down_table_{level}"].max() <= len(tables[f"subm_table_{level}"])
+        assert len(tables[f"down_table_{level}"]) == len(tables[f"subm_table_{level + 1}"])
+    rows = len(tables["out_table"])
+    bev_table = torch.from_numpy(tables["bev_table"])
+    features = torch.arange(1, rows + 1, dtype=torch.float64)[:, None]
+    bev = rows_to_bev(features, bev_table, geometry.bev_shape, 1)
+    assert bev.shape == (1, 2, 80, 80)
+    assert sorted(bev[bev > 0].tolist()) == features[:, 0].tolist()
+
+
+def test_an_empty_cloud_has_empty_tables() -> None:
+    tables = SparseTableBuilder(Geometry()).build(np.zeros(0, np.int64))
+    assert {len(table) for name, table in tables.items() if name != "bev_table"} == {0}
+    assert tables["bev_table"].max() == 0
