@@ -1,0 +1,212 @@
+"""A whole model to checked ONNX graphs: export, precision, lint and parity in one call."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+import altermoma
+from altermoma.errors import ExportError, RecipeError, UnsupportedError
+from altermoma.export.contract import ModelContract, StageContract, TensorSpec, load_contract
+from altermoma.export.graph import copy_model
+from altermoma.export.lint import Finding, lint, raise_on_errors
+from altermoma.export.lint_tables import parse_version
+from altermoma.export.parity import Parity, measure_parity, raise_on_drift, torch_reference
+from altermoma.export.passes.annotate import annotate
+from altermoma.export.passes.decompose_norm import decompose_norm
+from altermoma.export.passes.names import readable_names
+from altermoma.export.passes.to_fp16 import to_fp16
+from altermoma.export.to_onnx import OPSET, export_stage
+from altermoma.recipe import ExportRecipe, Precision
+
+if TYPE_CHECKING:
+    from altermoma.models.fusion import FusionModel
+
+Arrays = dict[str, NDArray[Any]]
+_SIZES = (5, 7, 11, 13, 17, 19, 23, 29)
+"""Rows of the arrays a stage is traced with, one size per axis. The parity check runs the graph at the real frame's
+sizes, so that a size which tracing froze cannot pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportResult:
+    """What an export leaves.
+
+    Attributes:
+        stages: graphs by stage name, in the order in which they run.
+        records: per stage its inputs, outputs and axes as plain dictionaries, for the bundle's manifest.
+        findings: of the lint, warnings only (errors end the export).
+        parity: of every stage output, alone and in the whole frame.
+        inputs, reference: one frame's graph inputs, and torch's output of every stage for it.
+    """
+
+    precision: Precision
+    trt_version: str
+    stages: dict[str, onnx.ModelProto]
+    records: dict[str, dict[str, Any]]
+    findings: list[Finding]
+    parity: list[Parity]
+    inputs: Arrays
+    reference: Arrays
+
+
+def export_model(
+    model: FusionModel,
+    inputs: Mapping[str, NDArray[Any]],
+    *,
+    preset: str,
+    precision: Precision,
+    trt_version: str,
+    recipe: ExportRecipe,
+) -> ExportResult:
+    """Exports every stage of a model, in eval mode, and checks the graphs.
+
+    Args:
+        model: dense or pruned.
+        inputs: graph inputs of one real frame (`FramePreparer.prepare`).
+        preset: name of the model, which names its stage contract.
+        precision: fp32 or fp16.
+        trt_version: TensorRT version of the target, which the lint goes by.
+        recipe: operator set and tolerances.
+
+    Raises:
+        UnsupportedError: int8.
+        RecipeError: inputs or model do not fit the contract.
+        ExportError: the graphs cannot be exported, would be refused or computed wrongly by the target, hold weights
+            outside the range of the precision, or differ from torch by more than the tolerance.
+    """
+    from altermoma.models.stages import stage_modules
+
+    if precision == "int8":
+        raise UnsupportedError("precision int8 is not there yet", expected="fp32 or fp16", remedy="export fp16")
+    if recipe.opset != OPSET:
+        raise RecipeError(f"export.opset = {recipe.opset}", expected=f"{OPSET}, which TensorRT 8.5 to 11 read alike")
+    contract = load_contract(preset)
+    was_training = model.training
+    model.eval()
+    try:
+        modules = stage_modules(model)
+        reference = torch_reference(modules, inputs)
+        known = {**inputs, **reference}
+        bindings = check_frame(contract, known)
+        graphs = {
+            stage.name: export_stage(modules[stage.name], contract, stage.name, _examples(contract, stage, bindings))
+            for stage in contract.stages
+        }
+    finally:
+        model.train(was_training)
+    graphs = {name: _finished(graph, contract, name, precision, trt_version) for name, graph in graphs.items()}
+    findings = [finding for name, graph in graphs.items() for finding in lint(graph, trt_version, name)]
+    raise_on_errors(findings)
+    tolerance = recipe.fp16_tolerance if precision == "fp16" else recipe.fp32_tolerance
+    parity = measure_parity(graphs, contract, dict(inputs), reference, tolerance)
+    raise_on_drift(parity)
+    return ExportResult(
+        precision=precision,
+        trt_version=trt_version,
+        stages=graphs,
+        records={stage.name: stage_record(contract, stage, precision, bindings) for stage in contract.stages},
+        findings=findings,
+        parity=parity,
+        inputs={spec.name: known[spec.name] for spec in frame_inputs(contract)},
+        reference=reference,
+    )
+
+
+def frame_inputs(contract: ModelContract) -> tuple[TensorSpec, ...]:
+    """What the host hands to the stages: inputs that no stage gives."""
+    return tuple(spec for stage in contract.stages for spec in stage.inputs if not spec.between)
+
+
+def check_frame(contract: ModelContract, tensors: Mapping[str, NDArray[Any]]) -> dict[str, int]:
+    """Holds one frame's tensors against the contract; gives the size of every axis and width.
+
+    Raises:
+        RecipeError: a missing tensor, another dtype or size.
+    """
+    bindings: dict[str, int] = {}
+    for stage in contract.stages:
+        for spec in (*stage.inputs, *stage.outputs):
+            if spec.name not in tensors:
+                raise RecipeError(
+                    f"the frame lacks {spec.name}, an input of stage {stage.name}",
+                    expected=f"{spec.dtype} {list(spec.shape)}",
+                    remedy="make the inputs with altermoma.ops.prepare.FramePreparer of the model's geometry",
+                )
+            contract.check_array(spec, tensors[spec.name], bindings)
+    return bindings
+
+
+def stage_record(
+    contract: ModelContract, stage: StageContract, precision: Precision, bindings: Mapping[str, int]
+) -> dict[str, Any]:
+    """The stage's contract as it holds for these graphs: widths as numbers, dtypes of this precision."""
+
+    def tensor(spec: TensorSpec) -> dict[str, Any]:
+        half = precision == "fp16" and spec.between and spec.dtype == "float32"
+        return {
+            "name": spec.name,
+            "dtype": "float16" if half else spec.dtype,
+            "shape": [bindings[d] if isinstance(d, str) and d in contract.widths else d for d in spec.shape],
+            "meaning": spec.meaning,
+            "unit": spec.unit,
+        }
+
+    used = {d for spec in (*stage.inputs, *stage.outputs) for d in contract.dynamic_axes(spec).values()}
+    axes = {n: {"min": a.minimum, "opt": a.optimum, "max": a.maximum} for n, a in contract.axes.items() if n in used}
+    return {
+        "name": stage.name,
+        "meaning": stage.meaning,
+        "inputs": [tensor(spec) for spec in stage.inputs],
+        "outputs": [tensor(spec) for spec in stage.outputs],
+        "axes": axes,
+    }
+
+
+def _examples(contract: ModelContract, stage: StageContract, bindings: Mapping[str, int]) -> Arrays:
+    """Arrays to trace with: every table entry points to row 0, every dynamic axis has a size of its own."""
+    sizes = {**bindings, **dict(zip(contract.axes, _SIZES, strict=False))}
+    rng = np.random.default_rng(0)
+    arrays: Arrays = {}
+    for spec in stage.inputs:
+        shape = tuple(sizes[d] if isinstance(d, str) else d for d in spec.shape)
+        is_table = spec.dtype == "int32"
+        arrays[spec.name] = np.zeros(shape, np.int32) if is_table else rng.random(shape, dtype=np.float32)
+    return arrays
+
+
+def _finished(
+    graph: onnx.ModelProto, contract: ModelContract, name: str, precision: Precision, trt_version: str
+) -> onnx.ModelProto:
+    stage = contract.stage(name)
+    if parse_version(trt_version) < (8, 6):
+        graph = decompose_norm(graph)
+    if precision == "fp16":
+        graph = readable_names(to_fp16(graph, stage))
+    metadata = {
+        "stage": name,
+        "preset": contract.model,
+        "precision": precision,
+        "content_key": _content_key(graph),
+        "altermoma_version": altermoma.__version__,
+    }
+    graph = annotate(graph, stage, metadata)
+    try:
+        onnx.checker.check_model(graph, full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"the {precision} graph of stage {name} is not valid ONNX: {error}") from error
+    return graph
+
+
+def _content_key(graph: onnx.ModelProto) -> str:
+    """Twelve hex digits over the operators and weights, whatever made them."""
+    bare = copy_model(graph)
+    for field in ("producer_name", "producer_version", "metadata_props", "doc_string"):
+        bare.ClearField(field)
+    return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()[:12]

@@ -1,0 +1,219 @@
+"""Lint rules for single nodes. Each yields findings for one node under one TensorRT version."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+
+from altermoma.export.graph import attribute, dims_of
+from altermoma.export.lint import Finding, Rule, Subject
+
+_INT_TYPES = {onnx.TensorProto.INT32, onnx.TensorProto.INT64}
+_MAX_TOPK = 3840
+
+
+def grid_sample(subject: Subject, node: onnx.NodeProto) -> Iterator[Finding]:
+    if node.op_type != "GridSample" or subject.version >= (11, 2):
+        return
+    mode = attribute(node, "mode", "linear" if subject.opset >= 20 else "bilinear")
+    if mode in ("linear", "cubic"):
+        yield subject.finding(
+            "error",
+            "grid-sample-mode",
+            node.name,
+            f"GridSample mode {mode!r} is silently computed as nearest",
+            f"write it as {'bilinear' if mode == 'linear' else 'bicubic'!r}, with operator set 16 to 19",
+        )
+    data = subject.types.get(node.input[0])
+    dims = dims_of(data) if data is not None else None
+    if dims is not None and len(dims) != 4:
+        yield subject.finding(
+            "error", "grid-sample-rank", node.name, f"GridSample on {len(dims)}-D data", "sample 4-D data"
+        )
+
+
+def scatter_reduction(subject: Subject, node: onnx.NodeProto) -> Iterator[Finding]:
+    if node.op_type not in ("ScatterElements", "ScatterND"):
+        return
+    given = attribute(node, "reduction")
+    remedy = "gather through a fan-in table and sum, as altermoma.ops does"
+    if given not in (None, "none"):
+        if subject.version < (10, 0):
+            message = f"reduction {given!r} is silently ignored: values overwrite each other"
+            yield subject.finding("error", "scatter-reduction", node.name, message, remedy)
+        elif node.op_type == "ScatterND":
+            message = f"ScatterND with reduction {given!r} is refused"
+            yield subject.finding("error", "scatter-reduction", node.name, message, remedy)
+        else:
+            message = f"ScatterElements with reduction {given!r} needs a plugin"
+            yield subject.finding("warning", "scatter-plugin", node.name, message, remedy)
+    elif given == "none" and node.op_type == "ScatterND" and (10, 0) <= subject.version < (10, 9):
+        message = "ScatterND with a reduction attribute is refused, even 'none'"
+        yield subject.finding("error", "scatter-attribute", node.name, message, "remove the attribute")
+
+
+def reduce_axes(subject: Subject, node: onnx.NodeProto) -> Iterator[Finding]:
+    if not node.op_type.startswith("Reduce") or len(node.input) < 2 or not node.input[1]:
+        return
+    if node.op_type != "ReduceSum" and subject.version < (10, 0):
+        yield subject.finding(
+            "error",
+            "reduce-axes",
+            node.name,
+            f"{node.op_type} with axes as an input silently reduces all axes",
+            "export with opset 17, where axes are an attribute",
+        )
+    elif node.input[1] not in subject.constants:
+        yield subject.finding(
+            "error", "reduce-axes", node.name, "axes that are computed in the graph", "give constant axes"
+        )
+
+
+def top_k(subject: Subject, node: onnx.NodeProto) -> Iterator[Finding]:
+    if node.op_type != "TopK":
+        return
+    count = subject.constants.get(node.input[1])
+    if count is None:
+        yield subject.finding("error", "topk-count", node.name, "K is computed in the graph", "give a constant K")
+    elif int(np.max(count)) >= _MAX_TOPK + (subject.version < (10, 0)):
+        message = f"K = {int(np.max(count))}"
+        yield subject.finding("error", "topk-count", node.name, message, f"take fewer than {_MAX_TOPK} elements")
+    if not attribute(node, "sorted", 1):
+        yield subject.finding("error", "topk-sorted", node.name, "sorted = 0 is refused", "ask for sorted elements")
+    if subject.version < (10, 0) and subject.elem_type(node.input[0]) in _INT_TYPES:
+        message = "TopK of whole numbers runs in fp32 and confuses values above 16 777 216"
+        yield subject.finding("error", "topk-int", node.name, message, "cast to float32 where that is exact")
+
+
+def arg_max(subject: Subject, node: onnx.NodeProto) -> Iterator[Finding]:
+    if node.op_type not in ("ArgMax", "ArgMin") or subject.version >= (10, 0):
+        return
+    if subject.elem_type(node.input[0]) in _INT_TYPES:
+        message = f"{node.op_type} of whole numbers is not supported"
+        yield subject.finding("error", "argmax-int", node.name, message, "cast to float32 where that is exact")
+
+
+def constant_inputs(subject: Subject, node: onnx.NodeProto) -> Iterator[Finding]:
+    """Inputs that the parser wants to know while it builds."""
+    wanted = {"CumSum": (1,), "OneHot": (1,), "Conv": (1, 2), "ConvTranspose": (1, 2), "InstanceNormalization": (1, 2)}
+    if subject.version < (10, 3):
+        wanted["Slice"] = (3,)
+        wanted["Squeeze"] = wanted["Unsqueeze"] = (1,)
+    makers = {name: item.op_type for item in subject.model.graph.node for name in item.output}
+    for i in wanted.get(node.op_type, ()):
+        name = node.input[i] if i < len(node.input) else ""
+        if name and name not in subject.constants and makers.get(name) != "DequantizeLinear":
+            message = f"input {i} of {node.op_type} is computed in the graph"
+            yield subject.finding("error", "constant-input", node.name, message, "make it a constant")
+
+
+def quantisation(subject: Subject, node: onnx.NodeProto) -> Iterator[Finding]:
+    if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+        return
+    zero = subject.constants.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+    if zero is None:
+        if subject.version < (10, 0) or len(node.input) > 2:
+            message = "no constant zero point"
+            yield subject.finding("error", "zero-point", node.name, message, "give an int8 zero point of 0")
+    elif zero.dtype != np.int8 or np.any(zero):
+        message = f"zero point {zero.dtype} {zero.reshape(-1)[:3].tolist()}"
+        remedy = "use signed int8 with zero point 0 (unsigned activations are for ONNX Runtime only)"
+        yield subject.finding("error", "zero-point", node.name, message, remedy)
+    scale = subject.constants.get(node.input[1])
+    if scale is None or not np.all(scale > 0):
+        yield subject.finding("error", "scale", node.name, "scale that is not a positive constant", "calibrate again")
+
+
+def int8_gather(subject: Subject, node: onnx.NodeProto) -> Iterator[Finding]:
+    if node.op_type not in ("Gather", "GatherElements", "GatherND") or subject.version < (10, 0):
+        return
+    if subject.elem_type(node.input[0]) in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8):
+        message = f"{node.op_type} of int8 rows is not supported from 10.0 on"
+        yield subject.finding("error", "int8-gather", node.name, message, "gather float rows and quantise after it")
+
+
+def einsum(subject: Subject, node: onnx.NodeProto) -> Iterator[Finding]:
+    if node.op_type != "Einsum" or subject.version >= (10, 12):
+        return
+    terms = attribute(node, "equation", "").split("->")[0].replace(" ", "").split(",")
+    if any("." in term or len(set(term)) != len(term) for term in terms):
+        message = "Einsum with an ellipsis or a diagonal"
+        yield subject.finding("error", "einsum", node.name, message, "write it with Transpose and MatMul")
+
+
+def extra_outputs(subject: Subject, node: onnx.NodeProto) -> Iterator[Finding]:
+    if node.op_type in ("MaxPool", "LayerNormalization") and any(node.output[1:]):
+        message = f"{node.op_type} with more than one output"
+        yield subject.finding("error", "extra-output", node.name, message, "use its first output only")
+
+
+def pooling_dilations(subject: Subject, node: onnx.NodeProto) -> Iterator[Finding]:
+    if node.op_type in ("MaxPool", "AveragePool") and any(d != 1 for d in attribute(node, "dilations", [])):
+        yield subject.finding("error", "pool-dilations", node.name, "dilated pooling", "pool without dilation")
+
+
+def resize(subject: Subject, node: onnx.NodeProto) -> Iterator[Finding]:
+    if node.op_type != "Resize":
+        return
+    coordinates = attribute(node, "coordinate_transformation_mode", "half_pixel")
+    known = {"half_pixel", "pytorch_half_pixel", "tf_half_pixel_for_nn", "asymmetric", "align_corners"}
+    if coordinates not in known:
+        yield subject.finding(
+            "error", "resize", node.name, f"Resize with coordinates {coordinates!r}", "use half_pixel"
+        )
+    mode = attribute(node, "mode", "nearest")
+    if mode not in ("nearest", "linear"):
+        yield subject.finding("error", "resize", node.name, f"Resize mode {mode!r}", "use nearest or linear")
+    if attribute(node, "antialias", 0):
+        yield subject.finding("error", "resize", node.name, "Resize with antialias", "resize on the host")
+
+
+def where_ranks(subject: Subject, node: onnx.NodeProto) -> Iterator[Finding]:
+    if node.op_type != "Where" or subject.version >= (10, 0):
+        return
+    ranks = {_rank(subject, name) for name in node.input} - {None}
+    if len(ranks) > 1:
+        message = f"Where on inputs of ranks {sorted(ranks, key=str)}"
+        yield subject.finding("error", "where-ranks", node.name, message, "give all three inputs one rank")
+
+
+def _rank(subject: Subject, name: str) -> int | None:
+    if name in subject.constants:
+        return subject.constants[name].ndim
+    tensor = subject.types.get(name)
+    dims = dims_of(tensor) if tensor is not None else None
+    return None if dims is None else len(dims)
+
+
+def tensor_types(subject: Subject, node: onnx.NodeProto) -> Iterator[Finding]:
+    """Element types that this version lacks or narrows."""
+    narrowed: dict[int, str] = {onnx.TensorProto.DOUBLE: "float64"}
+    if subject.version < (10, 0):
+        narrowed[onnx.TensorProto.BFLOAT16] = "bfloat16"
+    for name in node.output:
+        found = narrowed.get(subject.elem_type(name))
+        if found:
+            message = f"computes {found}, which this version lacks or narrows"
+            yield subject.finding("error", "element-type", node.name, message, "compute in float32 or float16")
+
+
+def int64_constants(subject: Subject, node: onnx.NodeProto) -> Iterator[Finding]:
+    """Large int64 constants are clamped to int32; as bounds of a slice ("to the end") that is harmless."""
+    if subject.version >= (10, 0) or node.op_type == "Slice":
+        return
+    limit = np.iinfo(np.int32)
+    for name in node.input:
+        value = subject.constants.get(name)
+        if value is None or value.dtype != np.int64 or not value.size:
+            continue
+        if value.max() > limit.max or value.min() < limit.min:
+            message = f"constant {name} is clamped to int32"
+            yield subject.finding("error", "int64-clamp", node.name, message, "use numbers that fit into int32")
+
+
+RULES: tuple[Rule, ...] = (
+    grid_sample, scatter_reduction, reduce_axes, top_k, arg_max, constant_inputs, quantisation, int8_gather, einsum,
+    extra_outputs, pooling_dilations, resize, where_ranks, tensor_types, int64_constants,
+)  # fmt: skip

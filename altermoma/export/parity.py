@@ -1,0 +1,186 @@
+"""How far the exported graphs are from torch: every stage alone, and the whole frame through all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from altermoma.errors import ExportError
+from altermoma.export.contract import ModelContract, StageContract, Unordered
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+    from altermoma.models.stages import StageModule
+
+Array = NDArray[Any]
+Arrays = dict[str, Array]
+MATCHED_SHARE = 0.9
+"""Share of the proposals' score that must be found again. The last of them are near ties, so a few may differ."""
+MATCH_RADIUS = 1.0
+"""Largest distance of matching proposals, in units of the position tensor (BEV cells)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """One output of one stage against torch.
+
+    Attributes:
+        scope: `stage` (fed with torch's inputs) or `frame` (fed with what the stages before gave).
+        max_abs, mean_abs: of the difference, in the tensor's unit.
+        scaled_max: max_abs over the largest magnitude in torch; this is what the tolerance bounds.
+        cosine: of both tensors as vectors; 1 where both are zero.
+        matched: share of the proposals' score found again; 1 for ordered outputs.
+    """
+
+    scope: Literal["stage", "frame"]
+    stage: str
+    tensor: str
+    max_abs: float
+    mean_abs: float
+    scaled_max: float
+    cosine: float
+    matched: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        return self.scaled_max <= self.tolerance and self.matched >= MATCHED_SHARE
+
+    def __str__(self) -> str:
+        return (
+            f"{self.scope} {self.stage}.{self.tensor}: max {self.max_abs:.3g} (scaled {self.scaled_max:.3g}, tolerance "
+            f"{self.tolerance:g}), mean {self.mean_abs:.3g}, cosine {self.cosine:.7f}, matched {self.matched:.3f}"
+        )
+
+
+def torch_reference(modules: Mapping[str, StageModule], inputs: Mapping[str, Array]) -> Arrays:
+    """Every stage output by name, computed by torch stage after stage from one frame's graph inputs."""
+    import torch
+
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
+    given = set(tensors)
+    with torch.inference_mode():
+        for module in modules.values():
+            outputs = module(*(tensors[name] for name in module.inputs))
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            tensors.update(zip(module.outputs, outputs, strict=True))
+    return {name: tensor.numpy() for name, tensor in tensors.items() if name not in given}
+
+
+def measure_parity(
+    stages: Mapping[str, onnx.ModelProto], contract: ModelContract, inputs: Arrays, reference: Arrays, tolerance: float
+) -> list[Parity]:
+    """Compares all stages, alone and in a chain, on ONNX Runtime's CPU backend.
+
+    Args:
+        stages: graphs by stage name.
+        contract: names the order of the stages and their tensors.
+        inputs: graph inputs of one frame.
+        reference: torch's output of every stage (`torch_reference`).
+        tolerance: bound of `Parity.scaled_max`.
+    """
+    found: list[Parity] = []
+    chained = dict(inputs)
+    for stage in contract.stages:
+        session = open_session(stages[stage.name])
+        alone = run_session(session, inputs | reference)
+        found += compare_stage("stage", stage, reference, alone, tolerance)
+        in_chain = run_session(session, chained)
+        found += compare_stage("frame", stage, reference, in_chain, tolerance)
+        chained |= in_chain
+    return sorted(found, key=lambda item: item.scope == "frame")
+
+
+def raise_on_drift(parities: Iterable[Parity]) -> None:
+    """Fails over the tolerance.
+
+    Raises:
+        ExportError: naming the first stage that drifts and everything of it that does.
+    """
+    failed = [item for item in parities if not item.passed]
+    if failed:
+        first = [item for item in failed if (item.scope, item.stage) == (failed[0].scope, failed[0].stage)]
+        raise ExportError(
+            f"stage {failed[0].stage} differs from torch:\n" + "\n".join(f"  {item}" for item in first),
+            expected=f"at most {failed[0].tolerance:g} of the largest torch value of each output",
+            remedy="name the layers that overflow or lose precision in fp32_nodes of the stage contract, export with "
+            "precision fp32, or raise the tolerance in the recipe's [export] table",
+        )
+
+
+def open_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    """A one-thread CPU session of a graph in memory."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def run_session(session: onnxruntime.InferenceSession, tensors: Mapping[str, Array]) -> Arrays:
+    """Runs a session on the tensors it names; floats are cast to the type the graph takes."""
+    types = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int32)": np.int32}
+    feeds = {item.name: np.asarray(tensors[item.name], types[item.type]) for item in session.get_inputs()}
+    names = [item.name for item in session.get_outputs()]
+    return dict(zip(names, session.run(names, feeds), strict=True))
+
+
+def compare_stage(
+    scope: Literal["stage", "frame"], stage: StageContract, expected: Arrays, actual: Arrays, tolerance: float
+) -> list[Parity]:
+    """Parity of every output of a stage. Proposals are matched first where the stage lists them in no fixed order."""
+    names = [spec.name for spec in stage.outputs]
+    wanted, found, matched = {n: expected[n] for n in names}, {n: actual[n] for n in names}, 1.0
+    if stage.unordered is not None:
+        rows, columns, matched = match_proposals(wanted, found, stage.unordered)
+        wanted = {name: array[..., rows] for name, array in wanted.items()}
+        found = {name: array[..., columns] for name, array in found.items()}
+    return [
+        Parity(
+            scope=scope, stage=stage.name, tensor=n, matched=matched, tolerance=tolerance, **_drift(wanted[n], found[n])
+        )
+        for n in names
+    ]
+
+
+def match_proposals(expected: Arrays, actual: Arrays, how: Unordered) -> tuple[Array, Array, float]:
+    """Pairs proposals of one frame that have one label and lie within MATCH_RADIUS.
+
+    Returns:
+        Indices into the expected and into the actual list, and the share of the expected score that is paired.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    far = 1e6
+    difference = expected[how.position][0][:, :, None] - actual[how.position][0][:, None, :].astype(np.float64)
+    cost = np.sqrt((difference**2).sum(axis=0))
+    cost[expected[how.labels][0][:, None] != actual[how.labels][0][None, :]] = far
+    rows, columns = linear_sum_assignment(np.nan_to_num(cost, nan=far, posinf=far))
+    close = cost[rows, columns] <= MATCH_RADIUS
+    score = expected[how.score][0].max(axis=0)
+    return rows[close], columns[close], float(score[rows[close]].sum() / max(score.sum(), 1e-30))
+
+
+def _drift(expected: Array, actual: Array) -> dict[str, float]:
+    if expected.shape != actual.shape:
+        return {"max_abs": np.inf, "mean_abs": np.inf, "scaled_max": np.inf, "cosine": 0.0}
+    if not expected.size:
+        return {"max_abs": 0.0, "mean_abs": 0.0, "scaled_max": 0.0, "cosine": 1.0}
+    a, b = expected.astype(np.float64).ravel(), actual.astype(np.float64).ravel()
+    difference = np.abs(a - b)
+    largest = float(np.nan_to_num(difference.max(), nan=np.inf))
+    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
+    cosine = float(a @ b) / norm if norm > 0 else float(not a.any() and not b.any())
+    return {
+        "max_abs": largest,
+        "mean_abs": float(np.nan_to_num(difference.mean(), nan=np.inf)),
+        "scaled_max": largest / max(float(np.abs(a).max()), 1e-12),
+        "cosine": float(np.nan_to_num(cosine, nan=0.0)),
+    }

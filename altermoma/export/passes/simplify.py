@@ -1,0 +1,69 @@
+"""Removes the detours that tracing leaves around gathers and reshapes."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from altermoma.export.graph import attribute, consumers, copy_model, drop_dead, initializers, producers
+
+
+def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Merges reshapes of reshapes, and lets gathers read their tables as they are.
+
+    Tracing flattens a table [M, K], gathers, and shapes the result back; the gather takes the table itself. Index
+    casts from int32 to int64 go too: every runtime reads int32 tables.
+    """
+    model = copy_model(model)
+    _merge_reshapes(model)
+    _gather_by_table(model)
+    _narrow_indices(model)
+    drop_dead(model)
+    return model
+
+
+def _target(model: onnx.ModelProto, node: onnx.NodeProto) -> NDArray[np.int64] | None:
+    """The constant target of a Reshape that names every size itself (no 0 = "as in the input")."""
+    if node.op_type != "Reshape" or attribute(node, "allowzero", 0):
+        return None
+    tensor = initializers(model).get(node.input[1])
+    if tensor is None:
+        return None
+    shape = numpy_helper.to_array(tensor)
+    return None if (shape == 0).any() else shape
+
+
+def _merge_reshapes(model: onnx.ModelProto) -> None:
+    makers = producers(model)
+    for node in model.graph.node:
+        if _target(model, node) is None:
+            continue
+        before = makers.get(node.input[0])
+        while before is not None and before.op_type == "Reshape":
+            node.input[0] = before.input[0]
+            before = makers.get(node.input[0])
+
+
+def _gather_by_table(model: onnx.ModelProto) -> None:
+    makers, readers = producers(model), consumers(model)
+    outputs = {item.name for item in model.graph.output}
+    for node in model.graph.node:
+        flat = makers.get(node.input[1]) if node.op_type == "Gather" else None
+        if flat is None or attribute(node, "axis", 0) != 0 or node.output[0] in outputs:
+            continue
+        shape = _target(model, flat)
+        after = readers[node.output[0]]
+        # The order of the gathered numbers stays; what reads them must not look at the shape.
+        if shape is not None and shape.tolist() == [-1] and all(_target(model, item) is not None for item in after):
+            node.input[1] = flat.input[0]
+
+
+def _narrow_indices(model: onnx.ModelProto) -> None:
+    makers = producers(model)
+    narrow = {i.name for i in model.graph.input if i.type.tensor_type.elem_type == onnx.TensorProto.INT32}
+    for node in model.graph.node:
+        cast = makers.get(node.input[1]) if node.op_type in ("Gather", "GatherElements") else None
+        if cast is not None and cast.op_type == "Cast" and cast.input[0] in narrow:
+            node.input[1] = cast.input[0]
