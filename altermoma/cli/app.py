@@ -11,7 +11,7 @@ from altermoma.cli import bench, build, data, evaluate, export, prune, report, t
 from altermoma.cli.console import new_app, run_app
 
 app = new_app(
-    "Prune, export and deploy camera-LiDAR fusion detectors step by step. `altermoma-export` does it all in one command."
+    "Prune, export and deploy camera-LiDAR fusion detectors step by step. `altermoma-export` does all of it at once."
 )
 
 

@@ -43,11 +43,11 @@ SparsityOption = Annotated[
     Sparsity | None, typer.Option("--sparsity", help="Pattern inside the layers that remain: dense, or 2:4.")
 ]
 PrecisionOption = Annotated[
-    Precision | None, typer.Option("--engine", help="Precision baked into the graphs: fp32, fp16 or int8.")
+    Precision | None, typer.Option("--engine", help="Precision baked into the graphs. int8 is not there yet.")
 ]
 TargetOption = Annotated[
     str | None,
-    typer.Option("--target", metavar="NAME", help="Target profile, a folder of deploy/ (generic, orin, ...)."),
+    typer.Option("--target", metavar="NAME", help="Target profile of deploy/: generic, orin-jp62, thor-jp70, ..."),
 ]
 BuildOption = Annotated[
     Literal["auto", "require", "never"] | None,
@@ -70,8 +70,11 @@ class Budget:
         if len(given) > 1:
             options = " and ".join(f"--prune-{name}" for name in given)
             raise RecipeError(f"{options} together", expected="one budget", remedy="keep one of them")
-        ((name, share),) = given.items()
-        return dataclasses.replace(recipe, budget=name, amount=share)
+        if self.flops is not None:
+            return dataclasses.replace(recipe, budget="flops", amount=self.flops)
+        if self.channels is not None:
+            return dataclasses.replace(recipe, budget="channels", amount=self.channels)
+        return dataclasses.replace(recipe, budget="params", amount=given["params"])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,7 +114,12 @@ def check_supported(recipe: Recipe) -> None:
             expected="fp32 or fp16",
             remedy="run with --engine fp16",
         )
-    if recipe.engine.sparsity == "2:4":
+    unsupported_sparsity(recipe.engine.sparsity)
+
+
+def unsupported_sparsity(sparsity: Sparsity | None) -> None:
+    """2:4 is an option that ends in an error which says so, never in a dense engine."""
+    if sparsity == "2:4":
         raise UnsupportedError(
             "2:4 sparsity is not there yet: only whole channels are pruned",
             expected="dense",

@@ -64,10 +64,17 @@ class RealisedShare:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Engine against torch: largest and mean absolute difference over the largest torch magnitude, and cosine."""
+    """Engine against torch, the worst output of a stage.
+
+    Attributes:
+        max, mean: absolute difference in the tensor's own unit.
+        scaled_max: largest difference over the largest torch magnitude; the recipe's tolerance bounds this.
+        cosine: of both tensors as vectors.
+    """
 
     max: float
     mean: float
+    scaled_max: float
     cosine: float
 
 
@@ -92,7 +99,13 @@ class BoxParity:
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
+    """`stages` each alone on torch's inputs; `frame` is the last stage's output after all of them in a chain.
+
+    Both are measured on the reference frame with the ONNX graphs; None for TensorRT, whose boxes are compared.
+    """
+
     stages: dict[str, Difference]
+    frame: Difference | None
     boxes: BoxParity
 
 
@@ -180,7 +193,8 @@ def _variant(record: dict[str, Any]) -> Variant:
 
 def _parity(record: dict[str, Any]) -> Parity:
     stages = {stage: Difference(**value) for stage, value in record["stages"].items()}
-    return Parity(stages=stages, boxes=BoxParity(**record["boxes"]))
+    frame = None if record["frame"] is None else Difference(**record["frame"])
+    return Parity(stages=stages, frame=frame, boxes=BoxParity(**record["boxes"]))
 
 
 def stage_names(variants: Sequence[Variant]) -> list[str]:

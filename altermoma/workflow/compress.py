@@ -47,7 +47,7 @@ def prune_model(place: Workplace, folder: Path) -> dict[str, Any]:
     recipe = place.recipe
     result = prune(place.dense_model(), scoring_batches(place), recipe.prune, task_loss, reference_batch(place))
     record = result.to_json()
-    save_checkpoint(folder / PRUNED_FILE, result.model.state_dict(), {"model": recipe.model, "pruning": record})
+    save_checkpoint(folder / PRUNED_FILE, result.model.state_dict(), {"preset": recipe.model, "pruning": record})
     return record
 
 
@@ -58,5 +58,5 @@ def finetune_model(place: Workplace, start: Path, folder: Path) -> dict[str, Any
 
     recipe = place.recipe
     result = train(place.model(start), place.train, recipe.finetune, folder=folder)
-    save_checkpoint(folder / PRUNED_FILE, result.model.state_dict(), {"model": recipe.model, "steps": result.steps})
+    save_checkpoint(folder / PRUNED_FILE, result.model.state_dict(), {"preset": recipe.model, "steps": result.steps})
     return {"steps": result.steps}

@@ -78,11 +78,6 @@ class Workplace:
 
     def model(self, checkpoint: Path) -> FusionModel:
         """The recipe's preset with the weights, and so the widths, of a checkpoint; in eval mode."""
-        from altermoma.checkpoints.io import load_checkpoint
-        from altermoma.models.presets import build
-        from altermoma.models.rebuild import load_by_shape
+        from altermoma.checkpoints.io import model_from_checkpoint
 
-        state, _ = load_checkpoint(checkpoint)
-        model = build(self.recipe.model)
-        load_by_shape(model, state)
-        return model.eval()
+        return model_from_checkpoint(checkpoint, preset=self.recipe.model)

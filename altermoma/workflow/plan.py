@@ -129,7 +129,9 @@ class _Steps:
     def export_dense(self, folder: Path, _: Records) -> Record:
         from altermoma.workflow.graphs import export_bundle
 
-        return export_bundle(self._place, self._place.dense_model(), ("fp32",), folder, {})
+        return export_bundle(
+            self._place, self._place.dense_model(), ("fp32",), bundle_of(folder.parent, DENSE_EXPORT), {}
+        )
 
     def export(self, folder: Path, records: Records) -> Record:
         from altermoma.workflow.graphs import export_bundle
@@ -137,7 +139,9 @@ class _Steps:
         pruned = records["prune"]
         widths = {"dense": pruned["widths_before"], "kept": pruned["widths_after"]}
         model = self._place.model(_pruned(folder))
-        return export_bundle(self._place, model, precisions_of(self._place.recipe), folder, widths)
+        return export_bundle(
+            self._place, model, precisions_of(self._place.recipe), bundle_of(folder.parent, EXPORT), widths
+        )
 
     def engines(self, folder: Path, _: Records) -> Record:
         return engines.build_engines(

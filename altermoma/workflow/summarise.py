@@ -127,9 +127,10 @@ def _parity(records: Records, engine: Engine) -> Parity:
     evaluated = records["engine-eval"][engine.variant]
     yardstick = records["dense-eval" if engine.bundle_step == "export-dense" else "pruned-eval"]
     exported = records["export-dense" if engine.bundle_step == "export-dense" else "export"]
-    stages = exported[engine.precision]["stages"] if engine.backend == "onnxruntime" else {}
+    graphs = exported[engine.precision] if engine.backend == "onnxruntime" else {"stages": {}, "frame": None}
     return Parity(
-        stages={name: Difference(**found) for name, found in stages.items()},
+        stages={name: Difference(**found) for name, found in graphs["stages"].items()},
+        frame=Difference(**graphs["frame"]) if graphs["frame"] else None,
         boxes=BoxParity(**evaluated["boxes"], mAP_difference=evaluated["metrics"]["mAP"] - yardstick["mAP"]),
     )
 

@@ -1,0 +1,41 @@
+"""`altermoma prune`: score with AlterMOMA and remove channels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from altermoma.cli.options import (
+    Budget,
+    ChannelsOption,
+    CheckpointOption,
+    DataOption,
+    FlopsOption,
+    ParamsOption,
+    RecipeOption,
+    load_recipe,
+    with_budget,
+)
+
+
+def prune(  # noqa: PLR0913 - one parameter per option
+    *,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Pruned weights to write, in safetensors.")],
+    recipe: RecipeOption = None,
+    data: DataOption = None,
+    checkpoint: CheckpointOption = None,
+    prune_flops: FlopsOption = None,
+    prune_channels: ChannelsOption = None,
+    prune_params: ParamsOption = None,
+) -> None:
+    """Score every channel of both backbones, remove the least useful ones physically, and write the smaller model.
+
+    It is not fine-tuned: go on with `altermoma train --checkpoint FILE`.
+    """
+    chosen = load_recipe(recipe, data=data, checkpoint=checkpoint)
+    chosen = with_budget(chosen, Budget(flops=prune_flops, channels=prune_channels, params=prune_params))
+    from altermoma.workflow.single import prune_to_file
+
+    print(prune_to_file(chosen, out))

@@ -1,0 +1,47 @@
+"""`altermoma train`: train a preset, or fine-tune what another step left."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from altermoma.cli.options import CheckpointOption, DataOption, RecipeOption, load_recipe
+
+
+def train(  # noqa: PLR0913 - one parameter per option
+    *,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Folder of the run. A killed run continues in the same folder.")
+    ],
+    recipe: RecipeOption = None,
+    data: DataOption = None,
+    checkpoint: CheckpointOption = None,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Start with random weights instead of a checkpoint.")
+    ] = False,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimiser steps, instead of the recipe's [finetune] steps.")
+    ] = None,
+    masked: Annotated[
+        Literal["none", "camera", "lidar"] | None, typer.Option(help="Branch that hands zeros to the fusion.")
+    ] = None,
+) -> None:
+    """Train with the recipe's [finetune] settings and write `model.safetensors` and a log to the folder.
+
+    Starts from `--checkpoint` (dense or pruned: the widths are those of the file), from the package's weights, or from
+    nothing with `--from-scratch`.
+    """
+    chosen = load_recipe(recipe, data=data, checkpoint=checkpoint)
+    training = chosen.finetune
+    training = dataclasses.replace(
+        training,
+        steps=training.steps if steps is None else steps,
+        masked=training.masked if masked is None else masked,
+    )
+    chosen = dataclasses.replace(chosen, finetune=training)
+    from altermoma.workflow.single import train_model
+
+    print(train_model(chosen, out, from_scratch=from_scratch))
