@@ -15,7 +15,7 @@ Widths = Mapping[str, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Dimension:
-    """One dimension of a weight: its dense size, and what lies along it as (group, dense width, entries per channel)."""
+    """One dimension of a weight: its dense size, and what lies there: (group, dense width, entries per channel)."""
 
     size: int
     covered: tuple[tuple[str, int, int], ...]

@@ -91,24 +91,32 @@ def count_flops(model: nn.Module, batch: FrameBatch) -> FlopReport:
     counter = FlopCounterMode(display=False)
     with _occupancy(model) as occupied, _eval_mode(model), torch.no_grad(), counter:
         model(batch)
-    root = type(model).__name__
-    inclusive = {
-        name: float(sum(counter.flop_counts.get(f"{root}.{name}", {}).values()))
-        for name, _ in model.named_modules()
-        if name
-    }
     layers = []
-    for name, module in model.named_modules():
-        if not name:
-            continue
-        inside = sum(inclusive[f"{name}.{child}"] for child, _ in module.named_children())
-        padded = (inclusive[name] - inside) / batch.size
-        if padded > 0:
-            real = padded * occupied.get(name, 1.0)
-            layers.append(LayerFlops(name=name, stage=stage_of(name), padded=padded, real=real))
+    for name, flops in _own_flops(model, counter).items():
+        padded = flops / batch.size
+        layers.append(LayerFlops(name=name, stage=stage_of(name), padded=padded, real=padded * occupied.get(name, 1.0)))
     report = FlopReport(layers=tuple(layers))
     _check_complete(report.total() * batch.size, float(counter.get_total_flops()))
     return report
+
+
+def _own_flops(model: nn.Module, counter: FlopCounterMode) -> dict[str, float]:
+    """FLOPs of each module that did some by itself, without its children's."""
+    root = type(model).__name__
+    own: dict[str, float] = {}
+
+    def visit(module: nn.Module, name: str) -> float:
+        """FLOPs of the module with its children; a module that was not called as such (a list) has its children's."""
+        inside = sum(visit(child, f"{name}.{key}") for key, child in module.named_children())
+        if name not in counter.flop_counts:
+            return inside
+        total = float(sum(counter.flop_counts[name].values()))
+        if total > inside:
+            own[name.removeprefix(f"{root}.")] = total - inside
+        return total
+
+    visit(model, root)
+    return own
 
 
 def _check_complete(listed: float, counted: float) -> None:

@@ -1,8 +1,8 @@
 """Channel groups of a fusion model, derived part by part from its modules.
 
 Names are mmdet3d's BEVFusion's. Each part says which layers compute a stream of channels and which read it; widths
-and concatenation offsets are read from weight shapes, so that a pruned model gets its own table. Not prunable: depth bins,
-box properties and classes, and the head's embedding width, which runs through LayerNorm.
+and concatenation offsets are read from weight shapes, so that a pruned model gets its own table. Not prunable: depth
+bins, box properties and classes, and the head's embedding width, which runs through LayerNorm.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Deactivated contribution (DeCI) and reactivated redundancy (ReRI), per channel.
 
 What the paper leaves open is settled thus. `theta` of a channel is every trainable slice that disappears with it. A
-first-order term is theta * gradient, summed over the slices of the channel ("channel", the loss change of removing it at
-once) or taken element by element ("element"); its absolute value is summed over batches, so that batches do not cancel.
-The two terms of ReRI are taken on the *same* batches, so that their difference is what reactivation changed and not the
-noise between batches; with one batch, D_B, this is eq. 7-10 to the letter. The network is in eval mode throughout (see
-`preserved`).
+first-order term is theta * gradient, summed over the slices of the channel ("channel", the loss change of removing it
+at once) or taken element by element ("element"); its absolute value is summed over batches, so that batches do not
+cancel. The two terms of ReRI are taken on the *same* batches, so that their difference is what reactivation changed
+and not the noise between batches; with one batch, D_B, this is eq. 7-10 to the letter. The network is in eval mode
+throughout (see `preserved`).
 """
 
 from __future__ import annotations

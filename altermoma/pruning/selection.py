@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from altermoma.errors import PruningError
@@ -93,7 +94,7 @@ def check_budget(groups: Sequence[ChannelGroup], cost: CostModel, options: Selec
     if not 0.0 <= options.amount < 1.0 or options.amount > reach + 1e-9:
         raise PruningError(
             f"a budget of {options.amount:.1%} less cannot be met",
-            expected=f"0 to {reach:.1%} (widths in steps of {options.step}, at least {options.floor} channels per group)",
+            expected=f"0 to {reach:.1%} (widths in steps of {options.step}, {options.floor} or more per group)",
             remedy="lower prune.amount, prune.channel_step or prune.min_channels, or widen prune.scope",
         )
     return choices
@@ -169,33 +170,37 @@ def _turn_ties(
 def _by_greed(
     groups: Sequence[ChannelGroup], scores: ChannelVectors, cost: CostModel, amount: float, choices: Choices
 ) -> dict[str, int]:
-    """Removes, again and again, the block with the least score per cost saved, until no block brings the budget nearer.
+    """Removes, again and again, the block with the least score per cost saved that still fits into the budget.
 
-    Scores count from the lowest of all, so that none is negative and a division by cost keeps their order.
+    Scores count from the lowest of all, so that none is negative and a division by cost keeps their order. When nothing
+    fits any more, one last block that overshoots goes too if that comes nearer.
     """
     lowest = min(float(scores[group.name].min()) for group in groups)
-    sums = {group.name: np.cumsum(np.sort(scores[group.name].numpy() - lowest)) for group in groups}
-    widths = {group.name: group.width for group in groups}
+    sums = {group.name: _running_sums(scores[group.name], lowest) for group in groups}
+    dense = {group.name: group.width for group in groups}
+    widths = dict(dense)
     target = amount * cost.dense
     removed = 0.0
     while True:
-        best: tuple[float, str, int, float] | None = None
-        for group in groups:
-            narrower = [width for width in choices[group.name] if width < widths[group.name]]
-            if not narrower:
-                continue
-            saving = cost.saving(widths, group.name, narrower[-1])
-            if abs(removed + saving - target) >= abs(removed - target):
-                continue
-            price = _loss(sums[group.name], group.width - narrower[-1], group.width - widths[group.name]) / saving
-            if best is None or (price, group.name) < best[:2]:
-                best = (price, group.name, narrower[-1], saving)
-        if best is None:
-            return widths
-        _, name, widths[name], saving = best
+        blocks: list[tuple[float, str, int, float]] = []
+        for name, width in widths.items():
+            narrower = max((choice for choice in choices[name] if choice < width), default=None)
+            saving = 0.0 if narrower is None else cost.saving(widths, name, narrower)
+            if narrower is not None and saving > 0.0:
+                lost = float(sums[name][dense[name] - narrower] - sums[name][dense[name] - width])
+                blocks.append((lost / saving, name, narrower, saving))
+        fitting = [block for block in blocks if removed + block[3] <= target * (1 + 1e-9)]
+        if not fitting:
+            break
+        _, name, widths[name], saving = min(fitting)
         removed += saving
+    last = min(blocks, key=lambda block: (block[3], block[:2]), default=None)
+    if last is not None and removed + last[3] - target < target - removed:
+        widths[last[1]] = last[2]
+    return widths
 
 
-def _loss(sums: np.ndarray[tuple[int], np.dtype[np.float64]], gone: int, gone_before: int) -> float:
-    """Score of the channels between two removal counts."""
-    return float(sums[gone - 1] - (sums[gone_before - 1] if gone_before else 0.0))
+def _running_sums(scores: Tensor, lowest: float) -> NDArray[np.float64]:
+    """Entry n: the sum of the n lowest scores, counted from `lowest`."""
+    rising = np.sort(scores.numpy()) - lowest
+    return np.concatenate([[0.0], np.cumsum(rising)])
