@@ -1,4 +1,4 @@
-"""Renders one camera image: sky, textured ground with haze and shadows, textured cuboids with a depth buffer, sensor noise."""
+"""Renders one camera image: sky, ground with haze and shadows, textured cuboids with a depth buffer, sensor noise."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from altermoma.data.synth.mounting import IMAGE_HEIGHT, IMAGE_WIDTH, Mount
-from altermoma.data.synth.slabs import intersect, to_local
+from altermoma.data.synth.slabs import intersect, local_origin, to_local
 from altermoma.data.synth.textures import SIDE
 from altermoma.data.synth.world import GROUND_CELL, Cuboids, SceneWorld
 
@@ -27,7 +27,8 @@ class View:
 
     Attributes:
         ray_3hw: float32, ego frame. sky_hw: how far up the sky, 0 at the horizon to 1.
-        ground_index: flat pixel indices that see the ground; ground_xy: their ego x, y; haze: their blend to the horizon.
+        ground_index: flat indices of the pixels that see the ground; ground_x, ground_y: where, ego frame, metres;
+            ground_depth: metres; haze: share of the horizon's colour.
     """
 
     mount: Mount
@@ -86,7 +87,8 @@ def pixel_boxes(view: View, cuboids: Cuboids) -> NDArray[np.int64]:
     size = np.array([IMAGE_WIDTH, IMAGE_HEIGHT])
     first = np.clip(np.floor(low), 0, size)
     end = np.clip(np.ceil(high) + 1, 0, size)
-    return np.concatenate([first, end], axis=1).astype(np.int64)
+    boxes: NDArray[np.int64] = np.concatenate([first, end], axis=1).astype(np.int64)
+    return boxes
 
 
 def _bilinear(picture: NDArray[np.uint8], x: Floats, y: Floats) -> Floats:
@@ -187,9 +189,8 @@ class Canvas:
         tx, ty, tz = view.mount.translation
         ray = view.ray_3hw[:, rows, columns]
         dx, dy = to_local(yaw, ray[0], ray[1])
-        lx, ly = to_local(yaw, np.float64(tx - cx), np.float64(ty - cy))
-        origin = (float(lx), float(ly), float(tz - cz))
-        entry, axis, hit = intersect(origin, (dx, dy, ray[2]), tuple(half))  # type: ignore[arg-type]
+        origin = local_origin(yaw, (tx - cx, ty - cy, tz - cz))
+        entry, axis, hit = intersect(origin, (dx, dy, ray[2]), half)
         owner = int(cuboids.owner_p[i])
         index = np.flatnonzero(hit)
         t, face_axis = entry.reshape(-1)[index], axis.reshape(-1)[index]

@@ -1,8 +1,8 @@
 """What stands in the synthetic world: sizes, colours and LiDAR brightness of every kind of object.
 
-The pairs truck / construction vehicle, bus / trailer and motorcycle / bicycle share one size and shape distribution, so that
-only a camera tells them apart; murals and painted cones fool a camera only; grey and green clutter of object size fools a
-LiDAR only.
+The pairs truck / construction vehicle, bus / trailer and motorcycle / bicycle share one size and shape distribution,
+so that only a camera tells them apart; murals and painted cones fool a camera only; grey and green clutter of object
+size fools a LiDAR only.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ class Kind:
     intensity: tuple[float, float] = (25.0, 90.0)
 
     def draw_size(self, rng: np.random.Generator) -> NDArray[np.float64]:
-        return np.asarray(self.size) * (1.0 + self.spread * rng.uniform(-1.0, 1.0, 3))
+        """Length, width, height in metres."""
+        size: NDArray[np.float64] = np.asarray(self.size) * (1.0 + self.spread * rng.uniform(-1.0, 1.0, 3))
+        return size
 
 
 _LONG = (8.8, 2.75, 3.2)

@@ -1,9 +1,9 @@
-"""Places objects along a road. Everything keeps its lateral offset and moves along s at the constant speed of its lane."""
+"""Places objects along a road. Each keeps its lateral offset and moves along s at the constant speed of its lane."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,11 +39,15 @@ class _Ground:
         return all(not _overlap(new, old, margin) for old in self.taken)
 
 
+def _ordered(a: float, b: float) -> tuple[float, float]:
+    return min(a, b), max(a, b)
+
+
 def _corners(box: Placed, margin: float) -> NDArray[np.float64]:
     half = box.size[:2] / 2 + margin
     signs = np.array([(1, 1), (1, -1), (-1, -1), (-1, 1)], float)
     c, s = np.cos(box.yaw), np.sin(box.yaw)
-    return signs * half @ np.array([[c, s], [-s, c]]) + (box.s, box.t)
+    return np.asarray(signs * half @ np.array([[c, s], [-s, c]]) + (box.s, box.t), np.float64)
 
 
 def _overlap(a: Placed, b: Placed, margin: float) -> bool:
@@ -119,7 +123,9 @@ class LayoutMaker:
         return [*self.ground.taken, *self.movers]
 
     def _pavement_kind(self) -> str:
-        return next(self.clutter) if self.rng.random() < 0.3 else next(self.small)
+        kind = next(self.clutter) if self.rng.random() < 0.3 else next(self.small)
+        # A dumpster would reach into the walkers' way.
+        return "planter" if kind == "dumpster" else kind
 
     def _placed(self, kind: str, s: float, t: float, yaw: float, speed: float = 0.0) -> Placed:
         size = KINDS[kind].draw_size(self.rng)
@@ -143,11 +149,11 @@ class LayoutMaker:
                 next(kinds), 0.0, t + float(rng.normal(0.0, 0.08)), yaw + float(rng.normal(0, 0.02)), speed
             )
             if not speed:
-                placed = Placed(**{**placed.__dict__, "attribute": "vehicle.stopped"})
+                placed = replace(placed, attribute="vehicle.stopped")
             half = placed.size[0] / 2
             if ego_lane and cursor < EGO_CLEAR[1] and cursor + 2 * half > EGO_CLEAR[0]:
                 cursor = EGO_CLEAR[1] + rng.uniform(0.0, 4.0)
-            self.movers.append(Placed(**{**placed.__dict__, "s": cursor + half}))
+            self.movers.append(replace(placed, s=cursor + half))
             cursor += 2 * half + rng.uniform(*gaps)
 
     def _row(self, t: float, yaw: float, draw: Callable[[], str], gaps: tuple[float, float]) -> None:
@@ -162,7 +168,9 @@ class LayoutMaker:
                 kind, 0.0, t + float(rng.normal(0.0, 0.08)), yaw + turn + float(rng.normal(0.0, spread))
             )
             half = placed.size[0] / 2
-            self.ground.taken.append(Placed(**{**placed.__dict__, "s": cursor + half}))
+            standing = replace(placed, s=cursor + half)
+            if self.ground.free(standing, 0.1):
+                self.ground.taken.append(standing)
             cursor += 2 * half + rng.uniform(*gaps)
 
     def _try(self, kind: str, s_range: tuple[float, float], t_range: tuple[float, float], yaw: float) -> None:
@@ -180,7 +188,7 @@ class LayoutMaker:
         near, far = rd.PAVEMENT_END + 0.8, rd.APRON_END - 0.8
         while start < self.travel + REACH:
             end = start + rng.uniform(14.0, 19.0)
-            spots = (start, end), tuple(sorted((side * near, side * far)))
+            spots = (start, end), _ordered(side * near, side * far)
             for kind in self._patch_kinds(next(self.patches)):
                 yaw = float(rng.choice([0.0, np.pi / 2, np.pi, -np.pi / 2]) + rng.normal(0.0, 0.08))
                 if kind in VEHICLES:
@@ -190,7 +198,7 @@ class LayoutMaker:
                     )
                 else:
                     turn = float(rng.uniform(-np.pi, np.pi)) if kind == "pedestrian" else yaw
-                    self._try(kind, spots[0], spots[1], turn)  # type: ignore[arg-type]
+                    self._try(kind, spots[0], spots[1], turn)
             start = end
 
     def _patch_kinds(self, patch: str) -> list[str]:
@@ -207,7 +215,7 @@ class LayoutMaker:
         rng = self.rng
         for s in np.arange(-REACH, self.travel + REACH, 22.0):
             along = float(s + rng.uniform(0.0, 12.0))
-            self._try(next(self.boards), (along, along + 6.0), tuple(sorted((side * 12.6, side * 13.4))), 0.0)  # type: ignore[arg-type]
+            self._try(next(self.boards), (along, along + 6.0), _ordered(side * 12.9, side * 13.6), 0.0)
             self._try("lamp", (along, along + 6.0), (side * 8.85, side * 8.85 + 0.01), 0.0)
 
     def _buildings(self, side: float) -> None:
@@ -218,5 +226,5 @@ class LayoutMaker:
             placed = self._placed(
                 "building", start + length / 2, side * (rd.BUILDING_START + rng.uniform(3.0, 6.0)), 0.0
             )
-            self.ground.taken.append(Placed(**{**placed.__dict__, "size": np.array([length, 6.0, height])}))
+            self.ground.taken.append(replace(placed, size=np.array([length, 6.0, height])))
             start += length + rng.uniform(0.5, 9.0)

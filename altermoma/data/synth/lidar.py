@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from altermoma.data.synth.mounting import LIDAR
 from altermoma.data.synth.road import SURFACE_INTENSITY
-from altermoma.data.synth.slabs import intersect, to_local
+from altermoma.data.synth.slabs import intersect, local_origin, to_local
 from altermoma.data.synth.world import GROUND_CELL, Cuboids, SceneWorld
 
 BEAMS = 32
@@ -66,9 +66,8 @@ def _cast(
         corner_y = cy - oy + np.sin(yaw) * px + np.cos(yaw) * py
         columns = _columns(corner_x, corner_y)
         rays = RAYS_3BA[:, :, columns]
-        lx, ly = to_local(yaw, np.float64(ox - cx), np.float64(oy - cy))
         dx, dy = to_local(yaw, rays[0], rays[1])
-        entry, _, hit = intersect((float(lx), float(ly), oz - cz), (dx, dy, rays[2]), tuple(half))  # type: ignore[arg-type]
+        entry, _, hit = intersect(local_origin(yaw, (ox - cx, oy - cy, oz - cz)), (dx, dy, rays[2]), half)
         hit &= entry < distance[:, columns]
         density = world.part_density_p[cuboids.part_p[i]]
         if density < 1.0:
@@ -92,7 +91,8 @@ def _intensity(
     iy = np.clip((y / GROUND_CELL).astype(np.int64), 0, rows - 1)
     ground = SURFACE_INTENSITY[world.surface_yx[iy, ix]]
     base = np.where(owner_n >= 0, world.intensity_m[owner_n], ground)
-    return np.clip(np.round(base * rng.normal(1.0, 0.18, len(base)) + rng.normal(0.0, 1.5, len(base))), 0, 255)
+    bright = base * rng.normal(1.0, 0.18, len(base)) + rng.normal(0.0, 1.5, len(base))
+    return np.asarray(np.clip(np.round(bright), 0, 255), np.float64)
 
 
 def scan(world: SceneWorld, time: float, rng: np.random.Generator) -> NDArray[np.float32]:

@@ -1,4 +1,7 @@
-"""A road of constant curvature. (s, t): metres along the ego's lane axis and to its left; (x, y): scene (= global) frame."""
+"""A road of constant curvature.
+
+Road coordinates s, t: metres along the middle of the road and to its left. Scene frame x, y: also the global frame.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ LANE_CENTRE = 1.9
 CYCLE_CENTRE = 4.65
 PARKING_CENTRE = 7.0
 KERB = 8.6
-WALK_NEAR, WALK_FAR = 9.5, 11.2
-PAVEMENT_END = 12.2
+WALK_NEAR, WALK_FAR = 9.85, 11.75
+PAVEMENT_END = 12.5
 APRON_END = 22.5
 BUILDING_START = 24.0
 

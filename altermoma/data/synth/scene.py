@@ -168,7 +168,7 @@ class SceneWriter:
         ego_n3 = points_n3 @ LIDAR.ego_from_sensor().T + LIDAR.translation
         x, y, yaw = self.world.ego_pose(time)
         c, s = np.cos(yaw), np.sin(yaw)
-        return ego_n3 @ np.array([[c, s, 0.0], [-s, c, 0.0], [0.0, 0.0, 1.0]]) + (x, y, 0.0)
+        return np.asarray(ego_n3 @ np.array([[c, s, 0.0], [-s, c, 0.0], [0.0, 0.0, 1.0]]) + (x, y, 0.0), np.float64)
 
     def _instances(self) -> None:
         for m, chain in sorted(self.annotations.items()):

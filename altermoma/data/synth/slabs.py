@@ -16,15 +16,22 @@ def to_local(yaw: float, x: Floats, y: Floats) -> tuple[Floats, Floats]:
     return c * x + s * y, c * y - s * x
 
 
+def local_origin(yaw: float, offset: tuple[float, float, float]) -> tuple[float, float, float]:
+    """The ray origin in a cuboid's axes; `offset`: origin minus the cuboid's centre."""
+    c, s = float(np.float32(np.cos(yaw))), float(np.float32(np.sin(yaw)))
+    x, y, z = (float(v) for v in offset)
+    return c * x + s * y, c * y - s * x, z
+
+
 def intersect(
-    origin: tuple[float, float, float], directions: tuple[Floats, Floats, Floats], half: tuple[float, float, float]
+    origin: tuple[float, float, float], directions: tuple[Floats, Floats, Floats], half: NDArray[np.float64]
 ) -> tuple[Floats, NDArray[np.uint8], NDArray[np.bool_]]:
     """Entry of rays into an axis-aligned cuboid around 0.
 
     Args:
         origin: ray origin in the cuboid's axes, outside of it.
         directions: x, y, z components, any common shape; need not be unit vectors.
-        half: half extents.
+        half: [3] half extents.
 
     Returns:
         Ray parameter of the entry, entry axis (0-2), and whether the cuboid is hit in front of the origin.

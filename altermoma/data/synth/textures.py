@@ -36,7 +36,7 @@ def _shade(colour: Colour, factor: float) -> Colour:
 
 
 def _disc(row: float, col: float, radius_row: float, radius_col: float) -> NDArray[np.bool_]:
-    return ((_ROW - row) / radius_row) ** 2 + ((_COL - col) / radius_col) ** 2 <= 1.0
+    return np.asarray(((_ROW - row) / radius_row) ** 2 + ((_COL - col) / radius_col) ** 2 <= 1.0)
 
 
 def _wheels(texture: Texture, columns: tuple[int, ...], radius_row: float, radius_col: float) -> None:

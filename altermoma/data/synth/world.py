@@ -150,7 +150,8 @@ class SceneWorld:
     def existing(self, time: float, radius: float = EXISTENCE_RADIUS) -> NDArray[np.bool_]:
         """[M] which objects are in the world: near ones, and scenery."""
         pose, (ex, ey, _) = self.object_pose(time), self.ego_pose(time)
-        return (np.hypot(pose.x - ex, pose.y - ey) <= radius) | self.scenery_m
+        near: NDArray[np.bool_] = (np.hypot(pose.x - ex, pose.y - ey) <= radius) | self.scenery_m
+        return near
 
     def cuboids(self, time: float) -> Cuboids:
         """All existing cuboids in the ego frame of `time`."""

@@ -31,9 +31,10 @@ def write_world(
     keyframes: int = 20,
     names: Sequence[str] | None = None,
 ) -> Path:
-    """Writes a data set in the nuScenes v1.0 schema, version `v1.0-mini`. Same arguments, same bytes, whatever `jobs` is.
+    """Writes a data set in the nuScenes v1.0 schema, version `v1.0-mini`.
 
-    A scene depends on its name, the seed and the number of key frames only, so that a small world is a part of a large one.
+    Same arguments, same bytes, whatever `jobs` is. A scene depends on its name, the seed and the number of key frames
+    only, so that a small world is a part of a large one.
 
     Args:
         root: folder to create; must not exist, or be empty.
@@ -72,6 +73,10 @@ def cached_world(
     """The world with these parameters, written at the first call.
 
     Args:
+        scenes: how many.
+        seed: of everything random.
+        keyframes: per scene.
+        jobs: processes.
         cache: folder of all cached worlds; `$ALTERMOMA_CACHE`, else `~/.cache/altermoma`, where not given.
     """
     folder = cache or Path(os.environ.get("ALTERMOMA_CACHE") or Path.home() / ".cache" / "altermoma")
