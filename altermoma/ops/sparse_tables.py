@@ -16,6 +16,7 @@ from altermoma.geometry import Geometry
 Triple = tuple[int, int, int]
 Keys = NDArray[np.int64]
 Table = NDArray[np.int32]
+Cells = NDArray[np.int32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,86 +54,95 @@ def level_shapes(geometry: Geometry) -> tuple[Triple, ...]:
 
 
 class RowMap:
-    """A dense cell -> row map that is allocated once and wiped only where it was written."""
+    """A dense cell -> row map with a border of one empty cell, so that windows need no bounds checks.
+
+    Allocated once per grid; a frame wipes only what it wrote.
+    """
 
     def __init__(self, shape: Triple) -> None:
         self.shape = shape
-        self._rows = np.full(int(np.prod(shape)) + 1, -1, np.int32)
+        self._step_x, self._step_y = (shape[1] + 2) * (shape[2] + 2), shape[2] + 2
+        self._rows = np.full((shape[0] + 2) * self._step_x, -1, np.int32)
 
-    def table(self, keys: Keys, wanted_nk: Keys, valid_nk: NDArray[np.bool_]) -> Table:
-        """Rows of the cells `wanted_nk` among `keys`; len(keys) where invalid or empty."""
-        outside = len(self._rows) - 1
-        self._rows[keys] = np.arange(len(keys), dtype=np.int32)
-        rows: Table = self._rows[np.where(valid_nk, wanted_nk, outside)]
-        self._rows[keys] = -1
-        rows[rows < 0] = len(keys)
+    def _cell(self, x: Cells, y: Cells, z: Cells) -> Cells:
+        cell: Cells = (x + 1) * np.int32(self._step_x) + (y + 1) * np.int32(self._step_y) + (z + 1)
+        return cell
+
+    def table(self, occupied: Coordinates, outputs: Coordinates, window: Window) -> Table:
+        """For each output and window offset the row of the `occupied` voxel there, or len(occupied): [N_out, K]."""
+        cells = self._cell(*occupied.xyz)
+        starts = (
+            c * np.int32(s) - np.int32(p) for c, s, p in zip(outputs.xyz, window.stride, window.padding, strict=True)
+        )
+        kx, ky, kz = (np.arange(k, dtype=np.int32) for k in window.kernel)
+        offsets = (kx[:, None, None] * self._step_x + ky[:, None] * self._step_y + kz).astype(np.int32).ravel()
+        self._rows[cells] = np.arange(len(cells), dtype=np.int32)
+        rows = self._rows.take(self._cell(*starts)[:, None] + offsets)
+        self._rows[cells] = -1
+        np.copyto(rows, np.int32(len(cells)), where=rows < 0)
         return rows
 
 
-def unravel(keys: Keys, shape: Triple) -> tuple[Keys, Keys, Keys]:
-    """Coordinates x, y, z of linear keys."""
-    xy, z = np.divmod(keys, shape[2])
-    x, y = np.divmod(xy, shape[1])
-    return x, y, z
+@dataclass(frozen=True)
+class Coordinates:
+    """Cells of a grid, in ascending order of (x * Y + y) * Z + z."""
+
+    xyz: tuple[Cells, Cells, Cells]
+
+    @classmethod
+    def of_keys(cls, keys: Keys, shape: Triple) -> Coordinates:
+        xy, z = np.divmod(keys.astype(np.int32), np.int32(shape[2]))
+        x, y = np.divmod(xy, np.int32(shape[1]))
+        return cls((x, y, z))
+
+    def __len__(self) -> int:
+        return len(self.xyz[0])
 
 
-def window_table(keys_in: Keys, keys_out: Keys, row_map: RowMap, window: Window, shape_out: Triple) -> Table:
-    """Rows of `keys_in` that each output voxel's window covers. int32 [N_out, K]."""
-    shape_in = row_map.shape
-    axes = []
-    for axis, coordinate in enumerate(unravel(keys_out, shape_out)):
-        start = coordinate * window.stride[axis] - window.padding[axis]
-        position = start[:, None] + np.arange(window.kernel[axis])
-        axes.append((position, (position >= 0) & (position < shape_in[axis])))
-    (x, ok_x), (y, ok_y), (z, ok_z) = axes
-    wanted = (x[:, :, None, None] * shape_in[1] + y[:, None, :, None]) * shape_in[2] + z[:, None, None, :]
-    valid = ok_x[:, :, None, None] & ok_y[:, None, :, None] & ok_z[:, None, None, :]
-    offsets = int(np.prod(window.kernel))
-    return row_map.table(keys_in, wanted.reshape(-1, offsets), valid.reshape(-1, offsets))
-
-
-def reached_keys(keys_in: Keys, shape_in: Triple, window: Window, shape_out: Triple) -> Keys:
-    """Output voxels whose window covers at least one input voxel, ascending."""
-    axes = []
-    for axis, coordinate in enumerate(unravel(keys_in, shape_in)):
-        stride = window.stride[axis]
-        shifted = coordinate[:, None] + window.padding[axis] - np.arange(window.kernel[axis])
-        output = shifted // stride
-        axes.append((output, (shifted % stride == 0) & (output >= 0) & (output < shape_out[axis])))
-    (x, ok_x), (y, ok_y), (z, ok_z) = axes
+def reached(occupied: Coordinates, window: Window, shape_out: Triple) -> Coordinates:
+    """Output cells whose window covers at least one occupied cell."""
+    first, last = [], []
+    for axis, cells in enumerate(occupied.xyz):
+        kernel, stride, padding = window.kernel[axis], window.stride[axis], window.padding[axis]
+        first.append(np.maximum(-((kernel - 1 - padding - cells) // stride), 0))
+        last.append(np.minimum((cells + padding) // stride, shape_out[axis] - 1))
+    covered = np.logical_and.reduce([low <= high for low, high in zip(first, last, strict=True)])
+    candidates = []
+    for low, high, kernel, stride in zip(first, last, window.kernel, window.stride, strict=True):
+        reach = np.arange(-(-kernel // stride), dtype=np.int32)
+        # Cells covered by fewer outputs than `reach` repeat the last one, which marks it twice.
+        candidates.append(np.minimum(low[covered, None] + reach, high[covered, None]))
+    x, y, z = candidates
     keys = (x[:, :, None, None] * shape_out[1] + y[:, None, :, None]) * shape_out[2] + z[:, None, None, :]
-    valid = ok_x[:, :, None, None] & ok_y[:, None, :, None] & ok_z[:, None, None, :]
-    reached = np.zeros(int(np.prod(shape_out)), bool)
-    reached[keys[valid]] = True
-    return np.flatnonzero(reached)
+    marks = np.zeros(int(np.prod(shape_out)), bool)
+    marks[keys.ravel()] = True
+    return Coordinates.of_keys(np.flatnonzero(marks), shape_out)
 
 
 class SparseTableBuilder:
     """Builds every table of one frame's sparse encoder. Holds the row maps, so build one per thread."""
 
     def __init__(self, geometry: Geometry) -> None:
-        self._geometry = geometry
+        self._levels = geometry.lidar_levels
         self._shapes = level_shapes(geometry)
-        self._maps = [RowMap(shape) for shape in self._shapes]
+        self._maps = [RowMap(shape) for shape in self._shapes[:-1]]
 
     def build(self, keys: Keys) -> dict[str, Table]:
         """Tables by graph input name for voxels `keys` (ascending linear keys of the finest level)."""
         tables: dict[str, Table] = {}
-        levels = self._geometry.lidar_levels
-        for level in range(levels + 1):
-            shape, row_map = self._shapes[level], self._maps[level]
-            tables[f"subm_table_{level}"] = window_table(keys, keys, row_map, SUBMANIFOLD, shape)
-            window = TO_BEV if level == levels else level_windows(levels)[level]
-            name = "out_table" if level == levels else f"down_table_{level}"
-            next_shape = self._shapes[level + 1]
-            next_keys = reached_keys(keys, shape, window, next_shape)
-            tables[name] = window_table(keys, next_keys, row_map, window, next_shape)
-            keys = next_keys
-        tables["bev_table"] = self._bev_table(keys)
+        cells = Coordinates.of_keys(keys, self._shapes[0])
+        for level, row_map in enumerate(self._maps):
+            last = level == self._levels
+            tables[f"subm_table_{level}"] = row_map.table(cells, cells, SUBMANIFOLD)
+            window = TO_BEV if last else level_windows(self._levels)[level]
+            outputs = reached(cells, window, self._shapes[level + 1])
+            tables["out_table" if last else f"down_table_{level}"] = row_map.table(cells, outputs, window)
+            cells = outputs
+        tables["bev_table"] = self._bev_table(cells)
         return tables
 
-    def _bev_table(self, keys: Keys) -> Table:
+    def _bev_table(self, cells: Coordinates) -> Table:
         x, y, z = self._shapes[-1]
-        table = np.full(x * y * z, len(keys), np.int32)
-        table[keys] = np.arange(len(keys), dtype=np.int32)
+        table = np.full((x, y, z), len(cells), np.int32)
+        table[cells.xyz] = np.arange(len(cells), dtype=np.int32)
         return table.reshape(x * y, z)

@@ -15,15 +15,19 @@ from altermoma.ops.sparse_tables import (
     DOWN_FLAT,
     SUBMANIFOLD,
     TO_BEV,
+    Coordinates,
     RowMap,
     SparseTableBuilder,
     Window,
     level_shapes,
-    reached_keys,
-    window_table,
+    reached,
 )
 
 SHAPE = (9, 7, 6)
+
+
+def linear(cells: Coordinates, shape: tuple[int, int, int]) -> np.ndarray:
+    return np.ravel_multi_index(cells.xyz, shape)
 
 
 def random_voxels(count: int, channels: int) -> tuple[np.ndarray, Tensor, Tensor]:
@@ -42,10 +46,11 @@ def test_gather_conv_equals_dense_convolution(window: Window) -> None:
     shape_out = window.out_shape(SHAPE)
     expected = F.conv3d(dense, weight.permute(0, 4, 1, 2, 3), stride=window.stride, padding=window.padding)
     assert tuple(expected.shape[2:]) == shape_out
-    keys_out = keys if window is SUBMANIFOLD else reached_keys(keys, SHAPE, window, shape_out)
-    table = window_table(keys, keys_out, RowMap(SHAPE), window, shape_out)
+    occupied = Coordinates.of_keys(keys, SHAPE)
+    outputs = occupied if window is SUBMANIFOLD else reached(occupied, window, shape_out)
+    table = RowMap(SHAPE).table(occupied, outputs, window)
     found = gather_conv(rows, torch.from_numpy(table), weight)
-    torch.testing.assert_close(found, expected[0].reshape(5, -1).T[keys_out], rtol=0, atol=1e-12)
+    torch.testing.assert_close(found, expected[0].reshape(5, -1).T[linear(outputs, shape_out)], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("window", [DOWN, DOWN_FLAT, TO_BEV])
@@ -55,14 +60,15 @@ def test_reached_keys_are_the_support_of_the_convolution(window: Window) -> None
     occupied[keys] = 1
     ones = torch.ones(1, 1, *window.kernel)
     support = F.conv3d(occupied.reshape(1, 1, *SHAPE), ones, stride=window.stride, padding=window.padding)
-    np.testing.assert_array_equal(
-        reached_keys(keys, SHAPE, window, window.out_shape(SHAPE)), np.flatnonzero(support.numpy() > 0)
-    )
+    shape_out = window.out_shape(SHAPE)
+    outputs = reached(Coordinates.of_keys(keys, SHAPE), window, shape_out)
+    np.testing.assert_array_equal(linear(outputs, shape_out), np.flatnonzero(support.numpy() > 0))
 
 
 def test_submanifold_gradient_is_that_of_the_gather() -> None:
     keys, rows, _ = random_voxels(50, 3)
-    table = torch.from_numpy(window_table(keys, keys, RowMap(SHAPE), SUBMANIFOLD, SHAPE))
+    cells = Coordinates.of_keys(keys, SHAPE)
+    table = torch.from_numpy(RowMap(SHAPE).table(cells, cells, SUBMANIFOLD))
     rows.requires_grad_()
     weight = torch.randn(2, 3, 3, 3, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda r, w: submanifold_conv(r, table, w), (rows, weight))
@@ -71,10 +77,10 @@ def test_submanifold_gradient_is_that_of_the_gather() -> None:
 
 def test_row_map_forgets_the_last_frame() -> None:
     row_map = RowMap((2, 2, 2))
-    everything = np.arange(8, dtype=np.int64)[:, None]
-    valid = np.ones_like(everything, bool)
-    first = row_map.table(np.array([1, 5]), everything, valid)
-    second = row_map.table(np.array([3]), everything, valid)
+    everything = Coordinates.of_keys(np.arange(8), (2, 2, 2))
+    point = Window(kernel=(1, 1, 1), stride=(1, 1, 1), padding=(0, 0, 0))
+    first = row_map.table(Coordinates.of_keys(np.array([1, 5]), (2, 2, 2)), everything, point)
+    second = row_map.table(Coordinates.of_keys(np.array([3]), (2, 2, 2)), everything, point)
     assert first.ravel().tolist() == [2, 0, 2, 2, 2, 1, 2, 2]
     assert second.ravel().tolist() == [1, 1, 1, 0, 1, 1, 1, 1]
 
