@@ -188,7 +188,6 @@ class LayoutMaker:
         near, far = rd.PAVEMENT_END + 0.8, rd.APRON_END - 0.8
         while start < self.travel + REACH:
             end = start + rng.uniform(14.0, 19.0)
-            spots = (start, end), _ordered(side * near, side * far)
             for kind in self._patch_kinds(next(self.patches)):
                 yaw = float(rng.choice([0.0, np.pi / 2, np.pi, -np.pi / 2]) + rng.normal(0.0, 0.08))
                 if kind in VEHICLES:
@@ -198,7 +197,8 @@ class LayoutMaker:
                     )
                 else:
                     turn = float(rng.uniform(-np.pi, np.pi)) if kind == "pedestrian" else yaw
-                    self._try(kind, spots[0], spots[1], turn)
+                    inset = 1.4 if kind == "dumpster" else 0.0
+                    self._try(kind, (start, end), _ordered(side * (near + inset), side * (far - inset)), turn)
             start = end
 
     def _patch_kinds(self, patch: str) -> list[str]:
