@@ -62,10 +62,11 @@ SHAPES: dict[str, tuple[int | str, ...]] = {
     "rot": (1, 2, CELLS),
     "vel": (1, 2, CELLS),
 }
+_SUBM = tuple(f"subm_table_{level}" for level in range(3))
 INPUTS = {
     "camera": ("images", "depth"),
     "view": ("depth_weights", "pixel_features", "pool_depth", "pool_pixel", "pool_sum_1", "pool_sum_2"),
-    "lidar": ("voxels", *(f"subm_table_{i}" for i in range(3)), "down_table_0", "down_table_1", "out_table", "bev_table"),
+    "lidar": ("voxels", *_SUBM, "down_table_0", "down_table_1", "out_table", "bev_table"),
     "fusion": ("camera_bev", "lidar_bev"),
     "head": ("bev",),
 }  # fmt: skip
