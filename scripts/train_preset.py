@@ -30,6 +30,7 @@ from altermoma.data.nuscenes import NuScenesReader
 from altermoma.errors import AltermomaError, CheckpointError, RecipeError
 from altermoma.evaluation.nuscenes_eval import DetectionMetrics, evaluate
 from altermoma.evaluation.predict import predict
+from altermoma.frames import Frame
 from altermoma.models.fusion import FusionModel
 from altermoma.models.presets import build
 from altermoma.progress import say
@@ -39,6 +40,19 @@ from altermoma.training.log import read_log
 from altermoma.training.loop import StepReport, train
 
 LOG_POINTS = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class WithoutLidar:
+    """Frames whose cloud is empty: a camera that gets no LiDAR depth either."""
+
+    reader: NuScenesReader
+
+    def read(self, token: str) -> Frame:
+        frame = self.reader.read(token)
+        return dataclasses.replace(frame, points_p5=frame.points_p5[:0])
+
+
 CACHE_MIB = 3000
 
 
@@ -77,11 +91,20 @@ def load_parts(model: FusionModel, sources: list[str]) -> list[dict[str, str]]:
 class Evaluator:
     """Scores weights on the validation split and keeps the results by step."""
 
-    def __init__(self, preset: str, reader: NuScenesReader, masked: Masked, every: int, record: Path) -> None:
+    def __init__(  # noqa: PLR0913 - what an evaluation needs
+        self,
+        preset: str,
+        reader: NuScenesReader,
+        frames: NuScenesReader | WithoutLidar,
+        masked: Masked,
+        *,
+        every: int,
+        record: Path,
+    ) -> None:
         self.model, self.reader, self.masked, self.every = build(preset), reader, masked, every
         self.record = record
         self.split = DataRecipe().val_split
-        self.dataset = FrameDataset(reader, reader.tokens(self.split), self.model.config.geometry)
+        self.dataset = FrameDataset(frames, reader.tokens(self.split), self.model.config.geometry)
         self.history: list[dict[str, Any]] = read_json(record) if record.is_file() else []
 
     def score(self, model: FusionModel) -> DetectionMetrics:
@@ -143,6 +166,7 @@ def main(  # noqa: PLR0913 - one argument per command-line option
     train_split: Annotated[
         str, typer.Option(help="Of the world; evaluation is on mini_val.")
     ] = DataRecipe().train_split,
+    lidar_off: Annotated[bool, typer.Option(help="Feed empty clouds: cameras without LiDAR depth.")] = False,
 ) -> None:
     """Trains a preset and evaluates it on mini_val."""
     torch.set_num_threads(threads)
@@ -164,7 +188,16 @@ def main(  # noqa: PLR0913 - one argument per command-line option
     )
     try:
         reader = NuScenesReader(world, DataRecipe().version, DataRecipe().sweeps)
-        run(recipe, reader, train_split, out=out, preset=preset, init=init or [], eval_every=eval_every)
+        run(
+            recipe,
+            reader,
+            train_split,
+            out=out,
+            preset=preset,
+            init=init or [],
+            eval_every=eval_every,
+            lidar_off=lidar_off,
+        )
     except AltermomaError as error:
         say(str(error))
         raise typer.Exit(error.exit_code) from error
@@ -179,15 +212,19 @@ def run(  # noqa: PLR0913 - one argument per command-line option
     preset: str,
     init: list[str],
     eval_every: int,
+    lidar_off: bool,
 ) -> None:
     """One training with its evaluation; writes model.safetensors and model.json into `out`."""
     model = build(preset)
     loaded = load_parts(model, init)
     tokens = reader.tokens(train_split)
+    frames = WithoutLidar(reader) if lidar_off else reader
     dataset = FrameDataset(
-        reader, tokens, model.config.geometry, Augment() if recipe.augment else None, cache_mib=CACHE_MIB
+        frames, tokens, model.config.geometry, Augment() if recipe.augment else None, cache_mib=CACHE_MIB
     )
-    evaluator = Evaluator(preset, reader, Masked(recipe.masked), eval_every, out / "evaluations.json")
+    evaluator = Evaluator(
+        preset, reader, frames, Masked(recipe.masked), every=eval_every, record=out / "evaluations.json"
+    )
     result = train(model, dataset, recipe, folder=out, on_step=evaluator.on_step)
     metrics = evaluator.score(result.model)
     record = {
@@ -199,6 +236,7 @@ def run(  # noqa: PLR0913 - one argument per command-line option
             "train_frames": len(dataset),
             "val_frames": len(evaluator.dataset),
             "sweeps": reader.sweeps,
+            "lidar_off": lidar_off,
         },
         "metrics": json_ready(dataclasses.asdict(metrics)),
         "evaluations": evaluator.history,
