@@ -105,7 +105,7 @@ def test_resume_is_bit_identical(tmp_path: Path, killed_at: int, ema_decay: floa
 
 
 def test_a_process_killed_outright_resumes_to_the_same_weights(tmp_path: Path) -> None:
-    recipe = dataclasses.replace(RECIPE, steps=400, checkpoint_every=3)
+    recipe = dataclasses.replace(RECIPE, steps=120, checkpoint_every=3)
     script = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -121,9 +121,9 @@ run(Path({str(tmp_path / "cut")!r}), TrainRecipe(**{dataclasses.asdict(recipe)!r
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
     resumed = run(tmp_path / "cut", recipe)
-    assert 0 < resumed.resumed_from < 400
+    assert 0 < resumed.resumed_from < 120
     assert same(resumed.model, run(tmp_path / "whole", recipe).model)
-    assert len(read_log(log)) == 400
+    assert len(read_log(log)) == 120
 
 
 def test_the_caller_s_random_state_is_untouched(tmp_path: Path) -> None:

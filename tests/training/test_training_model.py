@@ -63,17 +63,17 @@ class KilledError(Exception):
 
 @pytest.mark.usefixtures("two_threads")
 def test_resume_of_the_real_model_is_bit_identical_with_two_threads(tmp_path: Path, frames: Frames) -> None:
-    recipe = TrainRecipe(steps=3, batch_size=2, checkpoint_every=1, ema_decay=0.9)
+    recipe = TrainRecipe(steps=2, batch_size=2, checkpoint_every=1, ema_decay=0.9)
     whole = train(preset(), frames, recipe, folder=tmp_path / "whole").model.state_dict()
 
     def kill(report: StepReport) -> None:
-        if report.step == 2:
+        if report.step == 1:
             raise KilledError
 
     with pytest.raises(KilledError):
         train(preset(), frames, recipe, folder=tmp_path / "cut", on_step=kill)
     resumed = train(preset(), frames, recipe, folder=tmp_path / "cut")
-    assert resumed.resumed_from == 2
+    assert resumed.resumed_from == 1
     assert all(torch.equal(tensor, whole[name]) for name, tensor in resumed.model.state_dict().items())
 
 
