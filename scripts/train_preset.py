@@ -91,7 +91,7 @@ def load_parts(model: FusionModel, sources: list[str]) -> list[dict[str, str]]:
 class Evaluator:
     """Scores weights on the validation split and keeps the results by step."""
 
-    def __init__(  # noqa: PLR0913 - what an evaluation needs
+    def __init__(
         self,
         preset: str,
         reader: NuScenesReader,
