@@ -56,8 +56,11 @@ class StageRecord:
     axes: dict[str, AxisRange] = field(default_factory=dict)
 
     def sizes(self, spec: TensorSpec, which: Literal["min", "opt", "max"]) -> tuple[int, ...]:
-        """Shape of one tensor with every dynamic axis at its smallest, tuned or largest size."""
-        return tuple(d if isinstance(d, int) else int(getattr(self.axes[d], which)) for d in spec.shape)
+        """Shape of one tensor with every dynamic axis at its smallest, tuned or largest size.
+
+        At least one row everywhere: engines are never fed empty tensors, the pipeline answers for those itself.
+        """
+        return tuple(d if isinstance(d, int) else max(1, int(getattr(self.axes[d], which))) for d in spec.shape)
 
     def dynamic(self, spec: TensorSpec) -> bool:
         return any(isinstance(d, str) for d in spec.shape)

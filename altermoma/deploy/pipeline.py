@@ -70,7 +70,7 @@ class Pipeline:
         if missing:
             raise BundleError(f"no graph for stage {', '.join(missing)}", expected="all of " + ", ".join(STAGES))
         self.geometry = geometry
-        self._runners = runners
+        self.runners = runners
         self._preparer = FramePreparer(geometry)
         self._score_threshold = score_threshold
 
@@ -139,13 +139,13 @@ class Pipeline:
         return inputs, tuple(warnings)
 
     def run_stages(self, inputs: Arrays, watch: Stopwatch | None = None) -> Arrays:
-        """Graph inputs to the outputs of the last stage, by name; without a voxel the LiDAR branch is zeros."""
+        """Graph inputs to the outputs of the last stage, by name; an empty LiDAR branch is zeros."""
         clock = watch or Stopwatch()
         tensors = dict(inputs)
         outputs: Arrays = {}
         for name in STAGES:
-            runner = self._runners[name]
-            if name == "lidar" and not len(tensors.get("voxels", ())):
+            runner = self.runners[name]
+            if name == "lidar" and _nothing_seen(tensors):
                 outputs = _silent(runner)
             else:
                 outputs = clock.time(name, lambda runner=runner: runner.run(tensors))  # type: ignore[misc]
@@ -177,6 +177,12 @@ def choose_precision(bundle: Bundle, precision: str | None) -> str:
             remedy=f"pass precision={held[0]!r}" if held else "export again",
         )
     return held[0]
+
+
+def _nothing_seen(tensors: Arrays) -> bool:
+    """Whether some level of the sparse encoder has no row: then none after it has, and no cell gets a value."""
+    tables = [array for name, array in tensors.items() if name in {"voxels", "out_table"} or name.startswith("down_")]
+    return any(len(array) == 0 for array in tables)
 
 
 def _silent(runner: StageRunner) -> Arrays:

@@ -21,6 +21,9 @@ SCORE_FLOOR = 0.1
 
 MATCH_RADIUS_M = 0.5
 
+EXCHANGED_SHARE = 0.05
+"""Share of the head's proposals that rounding may exchange for others of equal score."""
+
 Pair = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
@@ -164,8 +167,8 @@ def align_proposals(wanted: Arrays, got: Arrays, allowed: float) -> dict[str, Pa
     """(found, expected) in float64 by output name; proposals [B, ., P] of the head are brought into one order first.
 
     Top-k picks proposals by score, so rounding may swap neighbours or exchange the weakest. Proposals are paired one
-    to one by label and likeness; a share 1 - `allowed` must find a partner within one cell, else they are compared
-    in the order they come, so that the differences say how wrong they are.
+    to one by label and likeness; all but `EXCHANGED_SHARE` (or `allowed`, if larger) must find a partner within one
+    cell, else they are compared in the order they come, so that the differences say how wrong they are.
     """
     pairs: dict[str, Pair] = {name: (_f64(got[name]), _f64(array)) for name, array in wanted.items()}
     if "center" not in pairs or "query_labels" not in pairs or _close(pairs, allowed):
@@ -180,7 +183,7 @@ def align_proposals(wanted: Arrays, got: Arrays, allowed: float) -> dict[str, Pa
     apart_pp = np.linalg.norm(pairs["center"][1][0].T[:, None] - pairs["center"][0][0].T[None], axis=2)
     distance_pp[apart_pp >= 1.0] = np.inf
     left, right = _one_to_one(distance_pp)
-    if len(left) < (1.0 - allowed) * proposals:
+    if len(left) < (1.0 - max(allowed, EXCHANGED_SHARE)) * proposals:
         return pairs
     aligned = {name: (pair[0][..., right], pair[1][..., left]) for name, pair in branches.items()}
     labels = pairs["query_labels"]

@@ -75,6 +75,20 @@ def test_points_only_outside_the_range_are_an_empty_cloud(pipeline: Pipeline) ->
     assert pipeline(of.images_vhw3, far, of.calibration).warnings == (NO_POINTS,)
 
 
+def test_voxels_that_reach_no_cell_are_answered(pipeline: Pipeline) -> None:
+    """With 16 layers of voxels the topmost falls off the last window, which has no padding along z."""
+    tall = dataclasses.replace(GEOMETRY, voxel_size=(0.5, 0.5, 0.4))
+    of = frame(1)
+    high = np.array([[3.9, 3.9, 2.99, 1.0, 0.0]], np.float32)
+    host = FramePreparer(tall).prepare(dataclasses.replace(of, points_p5=high))
+    assert len(host["voxels"]) == 1
+    assert len(host["out_table"]) == 0
+    found = Pipeline(tall, pipeline.runners)(of.images_vhw3, high, of.calibration)
+    assert "lidar" not in found.timings_ms
+    wanted = decode(oracle(host), tall)[0]
+    np.testing.assert_allclose(found.boxes.geometry_m9, wanted.geometry_m9, atol=1e-5)
+
+
 def test_dead_camera_is_answered_and_named(pipeline: Pipeline) -> None:
     of = frame(1)
     images = of.images_vhw3.copy()
