@@ -94,7 +94,7 @@ def deci(model: nn.Module, loss: Loss, batches: Sequence[Batch], terms: ChannelT
     """DeCI (eq. 4-6): first-order terms at the initial parameters, nothing masked, summed over batches."""
     with preserved(model) as theta:
         total = _zeros(terms)
-        for batch in track(batches, "scores, nothing masked"):
+        for batch in track(batches, "Scores, nothing masked"):
             _add(total, terms.magnitude(theta, gradients(loss(batch, "none"), terms.parameters)))
     return total
 
@@ -111,9 +111,9 @@ def reri(
         PruningError: loss or gradient not finite.
     """
     with preserved(model) as theta:
-        reactivate(model, loss, list(track(data.reactivation, f"reactivation, {masked} masked")), masked, lr)
+        reactivate(model, loss, track(data.reactivation, f"Reactivation, {masked} masked"), masked, lr)
         total = _zeros(terms)
-        for batch in track(data.terms, f"scores, {masked} masked"):
+        for batch in track(data.terms, f"Scores, {masked} masked"):
             after = gradients(loss(batch, masked), terms.parameters)
             with _exchanged(model, theta):
                 change = gradients(loss(batch, masked), terms.parameters)

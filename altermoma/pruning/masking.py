@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
@@ -59,14 +59,16 @@ def preserved(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Yields a copy of all parameters; on exit parameters, buffers and train/eval modes are as before, bit for bit.
 
     Inside, the network is in eval mode: batch norms use the trained running statistics and leave them alone, dropout is
-    off. The scores describe the network that is deployed, and do not depend on the batch composition.
+    off. The scores describe the network that is deployed, and do not depend on the batch composition. On a CPU the same
+    scores come out every time (see `repeatable`).
     """
     modes = {name: module.training for name, module in model.named_modules()}
     parameters = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
     buffers = {name: tensor.detach().clone() for name, tensor in model.named_buffers()}
     model.eval()
     try:
-        yield parameters
+        with repeatable(model):
+            yield parameters
     finally:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -75,6 +77,22 @@ def preserved(model: nn.Module) -> Iterator[dict[str, Tensor]]:
                 buffer.copy_(buffers[name])
         for name, module in model.named_modules():
             module.training = modes[name]
+
+
+@contextmanager
+def repeatable(model: nn.Module) -> Iterator[None]:
+    """On a CPU, gradients come out bit for bit the same each time: the backward of a gather is summed in a fixed order.
+
+    Without this, several threads add to the same rows in the order they happen to run. On other devices it does
+    nothing: not every operation has a deterministic form there.
+    """
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    if all(parameter.device.type == "cpu" for parameter in model.parameters()):
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
@@ -90,7 +108,7 @@ def gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
 
 
-def reactivate(model: nn.Module, loss: Loss, batches: Sequence[Batch], masked: Masked, lr: float) -> None:
+def reactivate(model: nn.Module, loss: Loss, batches: Iterable[Batch], masked: Masked, lr: float) -> None:
     """Plain gradient steps, one per batch, on every trainable parameter (paper eq. 16), in place."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for batch in batches:

@@ -152,6 +152,19 @@ def test_the_model_comes_back_even_from_train_mode_damage() -> None:
     assert_unchanged(model, before)
 
 
+def test_gradients_are_summed_in_a_fixed_order() -> None:
+    model, (batch,) = toy_model(), toy_batches(1)
+    seen = []
+
+    def loss(model: Any, batch: Any, truths: Any, masked: Any) -> Tensor:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return toy_loss(model, batch, truths, masked)
+
+    deci(model, bind(model, loss), [batch], ChannelTerms(model, TOY_GROUPS, "channel"))
+    assert seen == [True]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_cost_in_passes() -> None:
     model, batches = toy_model(), toy_batches(5)
     masks: list[str] = []

@@ -59,6 +59,7 @@ def test_budgets(
 
 def test_the_same_again_bit_for_bit() -> None:
     first, second = (prune(fusion_model(BASIC), batches(), RECIPE, loss_fn) for _ in range(2))
+    assert all(torch.equal(vector, second.scores[name]) for name, vector in first.scores.items())
     assert first.widths_after == second.widths_after
     for name, tensor in first.model.state_dict().items():
         assert torch.equal(tensor, second.model.state_dict()[name]), name
