@@ -145,6 +145,9 @@ def write_bundle(folder: Path, content: BundleContent) -> Bundle:
     """
     if folder.exists() and not (folder / MANIFEST_FILE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise BundleError(f"{folder} exists and is no bundle", remedy="choose another folder, or empty this one")
+    loose = sorted(set(content.graphs) - set(content.tolerances))
+    if loose:
+        raise BundleError(f"no tolerance for {', '.join(loose)}", expected="one for each precision of the bundle")
     stages = {p: {n: _record(p, n, g) for n, g in graphs.items()} for p, graphs in content.graphs.items()}
     manifest = Manifest(
         stages=stages,
@@ -234,7 +237,7 @@ def _engine_faults(folder: Path, manifest: Manifest) -> list[str]:
     faults = []
     for record in manifest.engines.built:
         path = folder / record.file
-        if not record.file.startswith(f"{ENGINES_FOLDER}/") or not path.is_file():
+        if Path(record.file).parent != Path(ENGINES_FOLDER) or not path.is_file():
             faults.append(f"missing: {record.file}")
         elif path.stat().st_size != record.size or sha256_of(path) != record.sha256:
             faults.append(f"altered: {record.file}")

@@ -19,6 +19,9 @@ STAGES: tuple[str, ...] = ("camera", "view", "lidar", "fusion", "head")
 
 NOT_BUILT: Final = "not built here"
 
+BUILD_COMMAND = "altermoma build BUNDLE"
+"""What to run on a target, in the folder that holds the bundle."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AxisRange:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,6 +95,6 @@ def _load(path: Path) -> dict[str, Arrays]:
             for key in archive.files:
                 group, _, name = key.partition(".")
                 groups.setdefault(group, {})[name] = archive[key]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise BundleError(f"{path} is no archive of arrays: {error}", remedy="copy the bundle again") from error
     return groups

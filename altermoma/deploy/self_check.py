@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from altermoma.deploy.bundle import Bundle
-from altermoma.deploy.manifest import STAGES, StageRecord
+from altermoma.deploy.manifest import BUILD_COMMAND, STAGES, StageRecord
 from altermoma.deploy.pipeline import Backend, Pipeline, open_stages
 from altermoma.deploy.reference import Reference
 from altermoma.deploy.stage_io import Arrays, StageRunner
@@ -102,18 +102,38 @@ class SelfCheck:
 
 
 def check_bundle(path: Path | str | Bundle, backend: Backend = "onnxruntime", *, threads: int = 1) -> SelfCheck:
-    """Runs the reference frame through every precision, stage by stage and from raw sensor arrays to boxes."""
+    """Runs the reference frame, stage by stage and from raw sensor arrays to boxes.
+
+    On ONNX Runtime every precision of the bundle is checked, on TensorRT every one that has engines.
+
+    Raises:
+        BundleError: the bundle is damaged.
+        EngineError: no engine to check, or one that does not run here.
+    """
     bundle = path if isinstance(path, Bundle) else Bundle.open(Path(path))
     reference = bundle.reference()
     tensors: list[TensorCheck] = []
     frames: list[FrameCheck] = []
-    for precision in bundle.manifest.precisions:
+    for precision in _to_check(bundle, backend):
         runners = open_stages(bundle, backend, precision, threads=threads)
         allowed = bundle.manifest.tolerances[precision]
         for name in STAGES:
             tensors += _check_stage(precision, runners[name], reference, allowed)
         frames.append(_check_frame(precision, Pipeline(bundle.manifest.geometry, runners), reference))
     return SelfCheck(backend=backend, tensors=tuple(tensors), frames=tuple(frames))
+
+
+def _to_check(bundle: Bundle, backend: Backend) -> tuple[str, ...]:
+    if backend == "onnxruntime":
+        return bundle.manifest.precisions
+    built = {record.precision for record in bundle.manifest.engines.built}
+    if not built:
+        raise EngineError(
+            f"bundle {bundle.folder} holds no engines: {bundle.manifest.engines.reason or 'none were built'}",
+            expected="engines built on this machine",
+            remedy=f"run {BUILD_COMMAND}",
+        )
+    return tuple(sorted(built))
 
 
 def match_boxes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,15 +11,13 @@ from numpy.typing import NDArray
 
 from altermoma.deploy.bundle import ENGINES_FOLDER, Bundle
 from altermoma.deploy.cuda_driver import Cuda, DeviceBuffer, Gpu, probe_gpu
-from altermoma.deploy.manifest import NOT_BUILT, EngineRecord, EngineState, StageRecord
+from altermoma.deploy.manifest import BUILD_COMMAND, NOT_BUILT, EngineRecord, EngineState, StageRecord
 from altermoma.deploy.stage_io import Arrays, check_inputs
 from altermoma.deploy.tensorrt_api import complaints, import_tensorrt, make_logger, numpy_name
 from altermoma.deploy.tensorrt_builder import BuildOptions, build_engine, engine_key
 from altermoma.errors import EngineError, UnsupportedError
 from altermoma.progress import say, track
 from altermoma.storage import sha256_of, write_bytes
-
-BUILD_COMMAND = "altermoma build BUNDLE"
 
 
 def engines_here(bundle: Bundle, options: BuildOptions, *, build: Literal["auto", "require", "never"]) -> Bundle:
@@ -44,7 +43,7 @@ def engines_here(bundle: Bundle, options: BuildOptions, *, build: Literal["auto"
             remedy=f"run on the target: {BUILD_COMMAND}",
         )
     if reason:
-        return bundle.with_engines(EngineState(state=NOT_BUILT, reason=reason, command=BUILD_COMMAND))
+        return bundle.with_engines(_unfinished(reason, bundle.manifest.engines.built))
     return _build_all(bundle, options)
 
 
@@ -60,17 +59,32 @@ def why_not() -> str:
     return ""
 
 
+def _unfinished(reason: str, built: Sequence[EngineRecord]) -> EngineState:
+    return EngineState(state=NOT_BUILT, reason=reason, command=BUILD_COMMAND, built=tuple(built))
+
+
 def _build_all(bundle: Bundle, options: BuildOptions) -> Bundle:
+    """Records every stage as it is done, so that a killed build goes on where it was."""
     trt, gpu = import_tensorrt(), _gpu()
-    kept = [r for r in bundle.manifest.engines.built if r.precision != options.precision]
     records = bundle.stages(options.precision)
     cache_path = bundle.folder / ENGINES_FOLDER / f"timing-{trt.__version__}-{gpu.compute_capability}.cache"
     for stage in track(records.values(), f"engines {options.precision}", total=len(records)):
-        built, cache = _build_one(bundle, stage, options, trt, cache_path.read_bytes() if cache_path.is_file() else b"")
+        old = cache_path.read_bytes() if cache_path.is_file() else b""
+        built, cache = _build_one(bundle, stage, options, trt, old)
         if cache:
             write_bytes(cache_path, cache)
-        kept.append(built)
-    return bundle.with_engines(EngineState(state="built", built=tuple(kept)))
+        others = [r for r in bundle.manifest.engines.built if (r.stage, r.precision) != (stage.name, options.precision)]
+        bundle = bundle.with_engines(_unfinished("the build was not finished", [*others, built]))
+    _remove_stale(bundle)
+    return bundle.with_engines(EngineState(state="built", built=bundle.manifest.engines.built))
+
+
+def _remove_stale(bundle: Bundle) -> None:
+    """Deletes plans that the manifest does not list: of older graphs, options, versions or killed builds."""
+    listed = {bundle.folder / record.file for record in bundle.manifest.engines.built}
+    for path in (bundle.folder / ENGINES_FOLDER).glob("*.plan"):
+        if path not in listed:
+            path.unlink()
 
 
 def _build_one(

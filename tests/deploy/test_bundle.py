@@ -229,6 +229,30 @@ def test_contracts_that_cannot_be_built_are_refused(tmp_path: Path, axes: dict[s
         write_bundle(tmp_path / "out", dataclasses.replace(good, graphs={"fp32": {"lidar": broken}}))
 
 
+def test_every_precision_needs_a_tolerance(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no tolerance for fp32"):
+        write_bundle(tmp_path / "out", dataclasses.replace(content(("fp32",)), tolerances={"fp16": 1.0}))
+
+
+def test_engine_records_cannot_point_outside(copied: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.plan"
+    outside.write_bytes(b"plan")
+    record = EngineRecord(
+        stage="view",
+        precision="fp32",
+        file="engines/../../outside.plan",
+        sha256=sha256_of(outside),
+        size=4,
+        key="k",
+        tensorrt="10.3",
+        device="d",
+    )
+    (copied / "engines").mkdir()
+    Bundle.open(copied).with_engines(EngineState(state="built", built=(record,)))
+    with pytest.raises(BundleError, match=r"missing: engines/\.\./"):
+        Bundle.open(copied)
+
+
 def test_describe_refuses_what_is_no_graph() -> None:
     with pytest.raises(BundleError, match="does not load"):
         describe_graph(b"no graph", name="camera", axes={})

@@ -21,6 +21,7 @@ from altermoma.deploy.bundle import Bundle
 from altermoma.deploy.cuda_driver import Cuda, Gpu, Probe, probe_gpu
 from altermoma.deploy.manifest import EngineState
 from altermoma.deploy.pipeline import Pipeline
+from altermoma.deploy.self_check import check_bundle
 from altermoma.deploy.tensorrt_api import import_tensorrt, network_flags, numpy_name, version_of
 from altermoma.deploy.tensorrt_backend import engines_here, open_engines, why_not
 from altermoma.deploy.tensorrt_builder import BuildOptions, build_engine, engine_key
@@ -65,6 +66,23 @@ def options_for(trt: TensorRtDouble, precision: Any) -> BuildOptions:
         version_compatible=late,
         hardware_compatible=late,
     )
+
+
+def test_the_stand_in_refuses_what_a_version_lacks() -> None:
+    new, old = TensorRtDouble("11.4.0.106"), TensorRtDouble("8.5.2.2")
+    config = new.Builder(None).create_builder_config()
+    for lacking in (
+        lambda: new.BuilderFlag.FP16,
+        lambda: old.BuilderFlag.VERSION_COMPATIBLE,
+        lambda: new.Builder(None).build_engine,
+        lambda: setattr(config, "max_workspace_size", 1),
+        lambda: setattr(config, "num_optimization_profiles", 1),
+        lambda: old.HardwareCompatibilityLevel,
+    ):
+        with pytest.raises(AttributeError):
+            lacking()
+    with pytest.raises(TypeError, match="no overload"):
+        config.set_memory_pool_limit(1)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
@@ -217,6 +235,36 @@ def test_build_record_and_run_whole_frames(trt: TensorRtDouble, copied: Path) ->
     assert len(trt.called("Builder", "build_serialized_network")) == builds
 
 
+@pytest.mark.parametrize("trt", ["10.3.0"], indirect=True)
+@pytest.mark.usefixtures("machine")
+def test_killed_build_goes_on_and_stale_plans_go(trt: TensorRtDouble, copied: Path) -> None:
+    options = BuildOptions(precision="fp32")
+    build = trt.answers[("Builder", "build_serialized_network")]
+
+    def killed(*arguments: Any) -> Any:
+        if len(trt.called("Builder", "build_serialized_network")) == 3:
+            raise KeyboardInterrupt
+        return build(*arguments)
+
+    trt.answers[("Builder", "build_serialized_network")] = killed
+    with pytest.raises(KeyboardInterrupt):
+        engines_here(Bundle.open(copied), options, build="auto")
+    half = Bundle.open(copied)
+    assert [r.stage for r in half.manifest.engines.built] == list(half.stages("fp32"))[:2]
+    assert half.manifest.engines.state == "not built here"
+    with pytest.raises(EngineError, match="no fp32 engine of stage"):
+        check_bundle(half, "tensorrt")
+    (copied / "engines/camera-fp32-old.plan").write_bytes(b"of another version")
+    done = engines_here(half, options, build="auto")
+    assert len(trt.called("Builder", "build_serialized_network")) == 3 + 3
+    assert done.manifest.engines.state == "built"
+    assert {p.name for p in (copied / "engines").glob("*.plan")} == {
+        Path(r.file).name for r in done.manifest.engines.built
+    }
+    checked = check_bundle(copied, "tensorrt").require()
+    assert {c.precision for c in checked.tensors} == {"fp32"}
+
+
 @pytest.mark.parametrize("trt", ["8.6.1"], indirect=True)
 @pytest.mark.usefixtures("machine")
 def test_frame_beyond_the_profile_is_an_error(copied: Path) -> None:
@@ -302,6 +350,8 @@ def test_without_gpu_the_bundle_says_so(copied: Path, monkeypatch: pytest.Monkey
     assert (engines.state, engines.reason) == ("not built here", "no GPU in this test")
     assert engines.command == "altermoma build BUNDLE"
     assert Bundle.open(copied).manifest.engines == engines
+    with pytest.raises(EngineError, match="holds no engines: no GPU in this test"):
+        check_bundle(copied, "tensorrt")
     assert (
         engines_here(Bundle.open(copied), options, build="never").manifest.engines.reason
         == "the build was not asked for"
