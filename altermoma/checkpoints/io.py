@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from altermoma import __version__
@@ -17,7 +17,7 @@ from altermoma.errors import CheckpointError
 from altermoma.models.fusion import FusionModel
 from altermoma.models.presets import build
 from altermoma.models.rebuild import load_by_shape
-from altermoma.storage import atomic_path
+from altermoma.storage import write_bytes
 
 FORMAT = "altermoma-checkpoint-1"
 WEIGHTS = Path(__file__).parent / "weights"
@@ -32,8 +32,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Tensor], metadata: Mapping[s
         raise CheckpointError("checkpoint metadata names no preset", expected='metadata["preset"], a preset\'s name')
     header = {"format": FORMAT, "version": __version__, "metadata": json.dumps(dict(metadata))}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    with atomic_path(path) as draft:
-        save_file(tensors, draft, metadata=header)
+    write_bytes(path, save(tensors, metadata=header))
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -55,6 +55,7 @@ def render(summary: Summary, scene: Scene | None) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters.update(fixed=_fixed, percent=_percent, signed=_signed, title_of=_title_of)
     style = resources.files("altermoma.report").joinpath("templates/style.css").read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from altermoma.deploy.benchmark import FRAME
-from altermoma.report.summary import Summary, Variant
+from altermoma.report.summary import Engines, Summary, Variant
 
 
 def print_summary(summary: Summary, console: Console | None = None) -> None:
@@ -22,8 +22,12 @@ def print_summary(summary: Summary, console: Console | None = None) -> None:
         highlight=False,
     )
     console.print(f"{summary.seconds['total']:.0f} s, {summary.peak_memory_mib:.0f} MiB at most", highlight=False)
-    for line in (summary.engines.line, *summary.notes):
+    for line in (_engine_line(summary.engines), *summary.notes):
         console.print(Text(line), soft_wrap=True)
+
+
+def _engine_line(engines: Engines) -> str:
+    return f"{engines.line}; on the target: {engines.command}" if engines.command else engines.line
 
 
 def summary_table(summary: Summary) -> Table:
@@ -34,7 +38,7 @@ def summary_table(summary: Summary) -> Table:
         padding=(0, 1, 0, 0),
     )
     table.add_column("variant", no_wrap=True)
-    for name in ("mAP", "NDS", "GFLOPs", "Mpar", "p50 ms", "p90", "p99", "R"):
+    for name in ("mAP", "NDS", "GFLOP", "Mpar", "p50", "p90", "p99", "R"):
         table.add_column(name, justify="right")
     for variant in summary.variants.values():
         table.add_row(*_cells(variant))
@@ -46,8 +50,8 @@ def _cells(variant: Variant) -> tuple[str, ...]:
     times = (frame.p50, frame.p90, frame.p99) if frame else (None, None, None)
     return (
         variant.title,
-        f"{variant.mAP:.4f}",
-        f"{variant.NDS:.4f}",
+        f"{100 * variant.mAP:.2f}",
+        f"{100 * variant.NDS:.2f}",
         f"{variant.gflops:.2f}",
         f"{variant.params / 1e6:.2f}",
         *(_number(value, 1) for value in times),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from altermoma.errors import CheckpointError
-from altermoma.storage import atomic_path
+from altermoma.storage import write_bytes
 
 STATE_FILE = "training_state.safetensors"
 _SCHEMA = "altermoma.training-state/1"
@@ -64,7 +64,7 @@ def save_state(
     averaged: AveragedWeights | None,
 ) -> None:
     """Writes the state after `step` steps, whole or not at all."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = {f"model/{name}": t for name, t in model.state_dict().items()}
     if averaged is not None:
@@ -74,8 +74,7 @@ def save_state(
     record = json.dumps({"schema": _SCHEMA, "step": step, "fingerprint": fingerprint})
     # Clones: safetensors refuses tensors that share memory.
     plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    with atomic_path(path) as draft:
-        save_file(plain, draft, metadata={"record": record})
+    write_bytes(path, save(plain, metadata={"record": record}))
 
 
 def load_state(
