@@ -20,6 +20,8 @@ from altermoma.export.passes.names import readable_names
 from altermoma.export.passes.simplify import simplify
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from altermoma.models.stages import StageModule
 
 OPSET = 17
@@ -81,10 +83,8 @@ def _trace(
     dynamic = {spec.name: contract.dynamic_axes(spec) for spec in (*stage.inputs, *stage.outputs)}
     examples = tuple(torch.from_numpy(inputs[spec.name].copy()) for spec in stage.inputs)
     buffer = io.BytesIO()
-    was_training = module.training
-    module.eval()
     try:
-        with torch.no_grad(), _quiet_tracer():
+        with eval_mode(module), torch.no_grad(), _quiet_tracer():
             # The TorchScript exporter: it writes opset 17 as such (the other one writes 18 and converts down), names
             # nodes by module path and needs no extra package.
             torch.onnx.export(
@@ -102,9 +102,19 @@ def _trace(
             f"stage {stage.name} cannot be exported: {error}",
             expected="a module of standard operators with a forward free of data-dependent control flow",
         ) from error
-    finally:
-        module.train(was_training)
     return onnx.load_model_from_string(buffer.getvalue())
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Sets a module to eval mode; afterwards every part of it is as it was (frozen norms stay frozen)."""
+    before = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in before.items():
+            part.training = training
 
 
 @contextmanager

@@ -1,0 +1,159 @@
+"""Stage contracts: the one that ships, and every way to get one wrong."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from export_frames import PRESET, random_frame
+
+from altermoma.errors import RecipeError
+from altermoma.export.contract import ModelContract, load_contract, parse_contract, read_contract
+from altermoma.export.export_model import frame_inputs
+from altermoma.models.presets import PRESETS, build
+from altermoma.models.stages import stage_modules
+
+ROOT = Path(__file__).resolve().parents[2]
+
+GOOD = """
+schema = 1
+model = "toy"
+[axes]
+N = { min = 0, opt = 10, max = 20, meaning = "rows" }
+[widths]
+C = "channels"
+[stages.first]
+meaning = "rows to features"
+[stages.first.inputs]
+rows = { dtype = "float32", shape = ["N", 5], meaning = "rows", unit = "m", island = true }
+[stages.first.outputs]
+features = { dtype = "float32", shape = [1, "C"], meaning = "features", unit = "1", between = true }
+[stages.second]
+meaning = "features to scores"
+fp32_nodes = ["norm"]
+unordered = { labels = "labels", position = "position", score = "score" }
+[stages.second.inputs]
+features = { dtype = "float32", shape = [1, "C"], meaning = "features", unit = "1", between = true }
+[stages.second.outputs]
+labels = { dtype = "int32", shape = [1, 3], meaning = "class", unit = "index" }
+position = { dtype = "float32", shape = [1, 2, 3], meaning = "x, y", unit = "m" }
+score = { dtype = "float32", shape = [1, 2, 3], meaning = "score", unit = "1" }
+"""
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_shipped_contract_names_the_stages_of_its_preset(preset: str) -> None:
+    contract = load_contract(preset)
+    modules = stage_modules(build(preset))
+    assert contract.model == preset
+    assert [stage.name for stage in contract.stages] == list(modules)
+    for stage in contract.stages:
+        assert tuple(spec.name for spec in stage.inputs) == modules[stage.name].inputs
+        assert tuple(spec.name for spec in stage.outputs) == modules[stage.name].outputs
+
+
+def test_prepared_frame_fits_the_shipped_contract() -> None:
+    contract, inputs = load_contract(PRESET), random_frame(4000)
+    bindings: dict[str, int] = {}
+    assert {spec.name for spec in frame_inputs(contract)} == set(inputs)
+    for spec in frame_inputs(contract):
+        contract.check_array(spec, inputs[spec.name], bindings)
+    assert bindings["N0"] == len(inputs["voxels"])
+    assert set(bindings) == set(contract.axes)
+
+
+def test_largest_rows_cover_the_geometry() -> None:
+    contract, geometry = load_contract(PRESET), build(PRESET).config.geometry
+    assert contract.axes["N0"].maximum == geometry.max_voxels
+    # A crowded frame: more voxels than the model takes, spread so that every level has as many rows as can be.
+    inputs = random_frame(60000)
+    for name, table in (("N1", "subm_table_1"), ("N2", "subm_table_2"), ("N3", "out_table"), ("R1", "pool_depth")):
+        assert len(inputs[table]) <= contract.axes[name].maximum
+    cells = geometry.pool_shape[0] * geometry.pool_shape[1]
+    products = geometry.image.cameras * int(np.prod(geometry.image.feature_hw)) * geometry.depth_count
+    assert contract.axes["R1"].maximum >= products // geometry.fan_in[0] + cells
+    assert contract.axes["R2"].maximum >= contract.axes["R1"].maximum // geometry.fan_in[1] + cells
+
+
+def test_wheel_carries_the_contracts_where_they_are_looked_for() -> None:
+    build_table = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert build_table["force-include"]["export"] == "altermoma/export/contracts"
+
+
+def test_unknown_model_lists_the_known() -> None:
+    with pytest.raises(RecipeError, match=PRESET):
+        load_contract("bevfusion-huge")
+
+
+def test_missing_and_broken_files(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"none\.toml"):
+        read_contract(tmp_path / "none.toml")
+    with pytest.raises(RecipeError, match="not valid TOML"):
+        parse_contract("schema = [")
+
+
+def test_good_contract_is_read() -> None:
+    contract = parse_contract(GOOD)
+    first, second = contract.stages
+    assert first.tensor("rows").island
+    assert contract.dynamic_axes(first.tensor("rows")) == {0: "N"}
+    assert second.unordered is not None
+    assert second.unordered.position == "position"
+    assert contract.stage("second") is second
+    with pytest.raises(RecipeError, match="no stage third"):
+        contract.stage("third")
+    with pytest.raises(RecipeError, match="no tensor other"):
+        first.tensor("other")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("schema = 1", "schema = 2", "schema"),
+        ('model = "toy"', 'modle = "toy"', "lacks model"),
+        ("[widths]", "[other]\na = 1\n[widths]", "unknown key other"),
+        ("min = 0, opt = 10", "min = 11, opt = 10", "min 11"),
+        ("max = 20", "max = 1.5", "max 1.5"),
+        ('C = "channels"', 'N = "channels"', "both an axis and a width"),
+        ('["N", 5]', '["M", 5]', "names 'M'"),
+        ('["N", 5]', '["N", 0]', "has 0"),
+        ('shape = ["N", 5]', 'shap = ["N", 5]', "lacks shape"),
+        ('dtype = "int32"', 'dtype = "int64"', "int64"),
+        ('fp32_nodes = ["norm"]', 'fp32_nodes = ["("]', "fp32_nodes"),
+        ('labels = "labels"', 'labels = "classes"', "classes"),
+        ('shape = [1, "C"]', 'shape = [2, "C"]', "differs"),
+        ("first.outputs]\nfeatures", "first.outputs]\nother", "no earlier stage gives"),
+        ("\nlabels = { dtype", "\nfeatures = { dtype", "two stages give|classes|unordered"),
+        ("[stages.second]\nmeaning", "[stages.second]\nmeanings", "lacks meaning"),
+    ],
+)  # fmt: skip
+def test_wrong_contracts_are_refused(old: str, new: str, message: str) -> None:
+    assert old in GOOD
+    with pytest.raises(RecipeError, match=message):
+        parse_contract(GOOD.replace(old, new, 1))
+
+
+@pytest.fixture
+def contract() -> ModelContract:
+    return parse_contract(GOOD)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((4, 5)), "float64"),
+        (np.zeros((4, 5, 1), np.float32), r"\[4, 5, 1\]"),
+        (np.zeros((4, 6), np.float32), r"\[4, 6\]"),
+        (np.zeros((21, 5), np.float32), "0 to 20 rows"),
+    ],
+)
+def test_arrays_that_break_the_contract(contract: ModelContract, array: np.ndarray, message: str) -> None:  # type: ignore[type-arg]
+    with pytest.raises(RecipeError, match=message):
+        contract.check_array(contract.stages[0].tensor("rows"), array, {})
+
+
+def test_one_axis_has_one_size(contract: ModelContract) -> None:
+    with pytest.raises(RecipeError, match="N = 3"):
+        contract.check_array(contract.stages[0].tensor("rows"), np.zeros((4, 5), np.float32), {"N": 3})
