@@ -109,7 +109,7 @@ def _evaluate(model: onnx.ModelProto, kept: set[str]) -> set[str]:
     values = _run(model, foldable, wanted)
     swelling = {name for node in foldable if node.op_type in _SWELLING for name in node.output}
     large = {name for name, value in values.items() if value.nbytes > _LARGE and name in swelling}
-    for name in set(wanted) - large:
+    for name in sorted(set(wanted) - large):
         set_initializer(model, name, values[name])
     gone = set(wanted) - large
     set_nodes(model, [node for node in model.graph.node if not gone & {*node.output}])
