@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -52,9 +54,11 @@ def write_world(
         StorageError: it cannot be written.
     """
     root = Path(root)
-    if root.exists() and any(root.iterdir()):
+    if root.exists() and not (root.is_dir() and not any(root.iterdir())):
         raise DataError(
-            f"{root} is not empty", expected="a new folder", remedy="Choose another folder or remove this one."
+            f"{root} is not an empty folder",
+            expected="a new folder",
+            remedy="Choose another place or remove what is there.",
         )
     if keyframes < 1 or jobs < 1:
         raise DataError(f"{keyframes} key frames, {jobs} jobs", expected="at least 1 of each")
@@ -62,6 +66,8 @@ def write_world(
         chosen = tuple(names) if names is not None else scene_names(scenes)
     except ValueError as error:
         raise DataError(str(error), remedy="Ask for fewer scenes or give the names.") from error
+    if len(set(chosen)) < len(chosen):
+        raise DataError("a scene is named twice", expected="distinct names")
     with atomic_path(root) as folder:
         _write(folder, chosen, seed, keyframes, jobs)
     return root
@@ -116,9 +122,23 @@ def _run(work: list[_Work], jobs: int) -> Iterator[dict[str, list[Record]]]:
         yield from map(_write_scene, work)
         return
     # Spawned, not forked: the caller may hold threads (a progress bar, a training loop's prefetcher).
-    with ProcessPoolExecutor(min(jobs, len(work)), mp_context=get_context("spawn")) as pool:
+    pool_size = min(jobs, len(work))
+    with ProcessPoolExecutor(
+        pool_size, mp_context=get_context("spawn"), initializer=_die_with, initargs=(os.getpid(),)
+    ) as pool:
         results: Iterable[dict[str, list[Record]]] = pool.map(_write_scene, work)
         yield from results
+
+
+def _die_with(parent: int) -> None:
+    """Ends this worker soon after `parent` is gone: a killed parent cannot tell its workers to stop."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _write_scene(work: _Work) -> dict[str, list[Record]]:
