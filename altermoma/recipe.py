@@ -64,6 +64,8 @@ class TrainRecipe:
     Attributes:
         warmup_share: share of the steps during which the learning rate rises.
         ema_decay: of the averaged weights, which are what training returns; 0 returns the last weights.
+        depth_weight: of the auxiliary loss that teaches the camera branch its depth from LiDAR returns (as BEVDepth);
+            without it a tiny camera branch does not find objects in thousands of steps.
         match_radius: metres; a true box is matched to no query farther away. 0 sets no limit, as TransFusion.
         checkpoint_every: steps between two saved states; a kill loses at most so many.
     """
@@ -79,6 +81,7 @@ class TrainRecipe:
     masked: Literal["none", "camera", "lidar"] = "none"
     ema_decay: float = 0.0
     match_radius: float = 0.0
+    depth_weight: float = 0.0
     checkpoint_every: int = 50
     seed: int = 0
 

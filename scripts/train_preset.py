@@ -159,6 +159,7 @@ def main(  # noqa: PLR0913 - one argument per command-line option
     grad_clip: float = 10.0,
     ema_decay: float = 0.99,
     match_radius: Annotated[float, typer.Option(help="Metres; 0 matches at any distance.")] = 4.0,
+    depth_weight: Annotated[float, typer.Option(help="Of the camera branch's depth supervision.")] = 0.5,
     augment: bool = True,
     checkpoint_every: int = 50,
     seed: int = 0,
@@ -183,6 +184,7 @@ def main(  # noqa: PLR0913 - one argument per command-line option
         masked=masked.value,
         ema_decay=ema_decay,
         match_radius=match_radius,
+        depth_weight=depth_weight,
         checkpoint_every=checkpoint_every,
         seed=seed,
     )

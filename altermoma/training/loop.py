@@ -25,6 +25,7 @@ from altermoma.models.fusion import FusionModel
 from altermoma.progress import track
 from altermoma.recipe import TrainRecipe
 from altermoma.storage import content_key
+from altermoma.training.depth import captured_depth_logits, depth_loss
 from altermoma.training.heap import keep_freed_memory
 from altermoma.training.log import LOG_FILE, append, open_log
 from altermoma.training.losses import LossTerms, detection_loss
@@ -83,8 +84,12 @@ def detection_objective(recipe: TrainRecipe) -> Objective:
     def objective(model: FusionModel, samples: Sequence[Sample]) -> LossTerms:
         geometry = model.config.geometry
         batch = collate([sample.inputs for sample in samples], geometry).to(next(model.parameters()).device)
-        outputs = model(batch, masked=recipe.masked)
-        return detection_loss(outputs, [sample.truth for sample in samples], geometry, costs=costs)
+        with captured_depth_logits(model) as logits:
+            outputs = model(batch, masked=recipe.masked)
+        terms = detection_loss(outputs, [sample.truth for sample in samples], geometry, costs=costs)
+        if not logits or recipe.depth_weight == 0:
+            return terms
+        return terms.with_depth(recipe.depth_weight * depth_loss(logits[0], batch["depth"], geometry))
 
     return objective
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -34,7 +34,7 @@ class LossWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class LossTerms:
-    """Scalar tensors, already weighted: total = heatmap + classes + boxes.
+    """Scalar tensors, already weighted: total = heatmap + classes + boxes, and depth where that is trained.
 
     Attributes:
         matched: queries that are responsible for a box, over the batch.
@@ -47,10 +47,17 @@ class LossTerms:
     boxes: Tensor
     matched: int
     overlap: float
+    depth: Tensor | None = None
+
+    def with_depth(self, depth: Tensor) -> LossTerms:
+        """The same terms with an auxiliary depth loss added."""
+        return replace(self, total=self.total + depth, depth=depth)
 
     def parts(self) -> dict[str, float]:
         """Plain numbers for a log."""
         scalars = {name: float(getattr(self, name).detach()) for name in ("total", "heatmap", "classes", "boxes")}
+        if self.depth is not None:
+            scalars["depth"] = float(self.depth.detach())
         return scalars | {"matched": float(self.matched), "overlap": self.overlap}
 
 
