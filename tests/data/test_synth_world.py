@@ -50,11 +50,11 @@ def test_a_scene_does_not_depend_on_its_companions(pair: Path, tmp_path: Path) -
 
 
 def test_workers_end_with_their_parent() -> None:
-    """A killed parent leaves no worker behind: the worker's standard output, shared with ours, is closed soon after."""
-    worker = (
-        "import os, time; from altermoma.data.synth.writer import _die_with; _die_with(os.getppid()); time.sleep(60)"
-    )
-    parent = f"import subprocess, sys, os; subprocess.Popen([sys.executable, '-c', {worker!r}]); os._exit(0)"
+    """The worker inherits its dead parent's standard output, which is closed, ending this call, once both are gone."""
+    watch = "from altermoma.data.synth.writer import _die_with; _die_with(int(sys.argv[1]))"
+    worker = f"import sys, time; {watch}; time.sleep(60)"
+    launch = f"subprocess.Popen([sys.executable, '-c', {worker!r}, str(os.getpid())])"
+    parent = f"import os, subprocess, sys; {launch}; os._exit(0)"
     subprocess.run([sys.executable, "-c", parent], stdout=subprocess.PIPE, timeout=50, check=True)
 
 
