@@ -45,7 +45,8 @@ class Geometry:
         lidar_levels: number of 2x downsamplings (x, y) in the sparse encoder.
         depth_bins: start, stop, step of the lifted depth, metres.
         pool_cell: metres of one cell that camera features are pooled into.
-        fan_in: longest list summed in one gather of the pooling tables.
+        fan_in: rows summed per gather, level by level, of the pooling tables; their product bounds the number of
+            frustum points that one cell can hold.
         post_center_range: detections outside are dropped, metres, x y z minimum then maximum.
     """
 
@@ -58,7 +59,7 @@ class Geometry:
     lidar_levels: int = 2
     depth_bins: tuple[float, float, float] = (1.0, 41.0, 1.0)
     pool_cell: float = 0.8
-    fan_in: int = 16
+    fan_in: tuple[int, ...] = (16, 8, 4)
     post_center_range: tuple[float, float, float, float, float, float] = (-40.0, -40.0, -10.0, 40.0, 40.0, 10.0)
 
     @property
