@@ -38,13 +38,20 @@ class DataRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class PruneRecipe:
-    """Structured AlterMOMA. `amount` is the share removed of `budget`; scores are those of paper eq. 11-13."""
+    """Structured AlterMOMA. `amount` is the share removed of `budget`; scores are those of paper eq. 11-13.
+
+    Attributes:
+        channel_step: widths of dense layers are multiples of this: below, convolution kernels pad instead.
+        lidar_channel_step: the same for the sparse encoder, whose gathered rows are rows of matrices.
+        min_channels: least width, rounded up to the step.
+    """
 
     budget: Literal["flops", "channels", "params"] = "flops"
     amount: float = 0.5
     scope: tuple[Partition, ...] = ("camera", "lidar", "fusion")
     channel_step: int = 16
-    min_channels: int = 16
+    lidar_channel_step: int = 8
+    min_channels: int = 8
     alpha: float = 1.0
     beta: float = 1.0
     score_batches: int = 8
@@ -144,6 +151,7 @@ def _plain(value: Any) -> Any:
 def _check_values(recipe: Recipe) -> None:
     positive = {
         "prune.channel_step": recipe.prune.channel_step,
+        "prune.lidar_channel_step": recipe.prune.lidar_channel_step,
         "prune.min_channels": recipe.prune.min_channels,
         "prune.score_batches": recipe.prune.score_batches,
         "prune.reactivation_batches": recipe.prune.reactivation_batches,

@@ -102,7 +102,11 @@ def prune(
     flops_before = count_flops(model, frame)
     cost = _cost(model, groups, scoped, recipe, flops_before)
     options = SelectionOptions(
-        amount=recipe.amount, step=recipe.channel_step, floor=recipe.min_channels, method=recipe.selection
+        amount=recipe.amount,
+        step=recipe.channel_step,
+        lidar_step=recipe.lidar_channel_step,
+        floor=recipe.min_channels,
+        method=recipe.selection,
     )
     check_budget(scoped, cost, options)
     scores = score(model, scoped, batches, recipe, loss_fn) if recipe.amount > 0 else {}

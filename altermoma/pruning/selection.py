@@ -26,14 +26,20 @@ class SelectionOptions:
     """Attributes:
     amount: share of the cost to remove, at least 0 and below 1.
     step: widths are multiples of this, or the dense width.
+    lidar_step: the same for groups of the LiDAR partition; `step` where left out.
     floor: least channels of a group.
     method: "threshold" is the paper's single threshold, then rounding; "greedy" removes blocks by score per cost.
     """
 
     amount: float
     step: int = 16
+    lidar_step: int | None = None
     floor: int = 16
     method: Method = "threshold"
+
+    def step_of(self, group: ChannelGroup) -> int:
+        """The step of a group's widths."""
+        return self.step if group.partition != "lidar" or self.lidar_step is None else self.lidar_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +95,7 @@ def keep_all(groups: Sequence[ChannelGroup]) -> Selection:
 
 def check_budget(groups: Sequence[ChannelGroup], cost: CostModel, options: SelectionOptions) -> Choices:
     """The allowed widths of each group; a budget beyond what they can reach is a PruningError."""
-    choices = {group.name: allowed_widths(group.width, options.step, options.floor) for group in groups}
+    choices = {group.name: allowed_widths(group.width, options.step_of(group), options.floor) for group in groups}
     reach = cost.removed_share({name: widths[0] for name, widths in choices.items()})
     if not 0.0 <= options.amount < 1.0 or options.amount > reach + 1e-9:
         raise PruningError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from altermoma.errors import PruningError
 from altermoma.pruning.channels import ChannelGroup, ChannelVectors, Slice
 from altermoma.pruning.costs import CostModel, channel_costs
-from altermoma.pruning.selection import Method, SelectionOptions, allowed_widths, best_channels, select
+from altermoma.pruning.selection import Method, SelectionOptions, allowed_widths, best_channels, check_budget, select
 
 
 def chain(*widths: int) -> tuple[tuple[ChannelGroup, ...], CostModel]:
@@ -186,3 +187,11 @@ def test_any_budget_is_met_or_refused(widths: list[int], step: int, amount: floa
         for narrow, wide in pairwise(choices[g.name])
     ]
     assert abs(found.got - amount) <= max(blocks, default=0.0) + 1e-9
+
+
+def test_the_lidar_partition_has_its_own_step() -> None:
+    (dense, second), _ = chain(32, 32)
+    groups = (dense, replace(second, partition="lidar"))
+    options = SelectionOptions(amount=0.5, step=16, lidar_step=8, floor=8)
+    choices = check_budget(groups, channel_costs(groups), options)
+    assert choices == {"g0": (16, 32), "g1": (8, 16, 24, 32)}
