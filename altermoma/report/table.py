@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -34,7 +33,9 @@ def summary_table(summary: Summary) -> Table:
     table = Table(
         title=f"{summary.name} on {summary.data.get('title', 'the validation split')}",
         title_justify="left",
-        box=box.SIMPLE_HEAD,
+        caption="mAP and NDS in percent; milliseconds and R over whole frames",
+        caption_justify="left",
+        box=None,
         padding=(0, 1, 0, 0),
     )
     table.add_column("variant", no_wrap=True)

@@ -41,10 +41,10 @@ def variant(title: str, *, pruned: bool, factor: float | None) -> Variant:
 
 def make_summary() -> Summary:
     variants = {
-        "dense": variant("dense, torch", pruned=False, factor=4.0),
-        "pruned": variant("pruned, torch", pruned=True, factor=2.4),
-        "dense-onnxruntime-fp32": variant("dense, ONNX Runtime fp32", pruned=False, factor=3.0),
-        "onnxruntime-fp32": variant("pruned, ONNX Runtime fp32", pruned=True, factor=1.7),
+        "dense": variant("dense, torch", pruned=False, factor=40.0),
+        "pruned": variant("pruned, torch", pruned=True, factor=24.0),
+        "dense-onnxruntime-fp32": variant("dense, ONNX Runtime fp32", pruned=False, factor=30.0),
+        "onnxruntime-fp32": variant("pruned, ONNX Runtime fp32", pruned=True, factor=17.0),
         "onnxruntime-fp16": variant("pruned, ONNX Runtime fp16", pruned=True, factor=None),
     }
     close = Difference(max=2e-6, mean=1e-7, scaled_max=1e-6, cosine=0.9999999)

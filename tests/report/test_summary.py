@@ -88,7 +88,7 @@ def test_realised_share_of_the_paper() -> None:
 def test_graphs_are_the_network_without_the_host() -> None:
     latency = make_summary().variants["pruned"].latency_ms
     assert latency is not None
-    assert graph_p50(latency) == pytest.approx(5 * 2.4)
+    assert graph_p50(latency) == pytest.approx(5 * 24.0)
 
 
 def test_the_table_fits_a_terminal_and_shows_every_variant() -> None:
