@@ -18,9 +18,14 @@ def leftovers(folder: Path) -> list[str]:
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> None:
     target = tmp_path / "a.txt"
     write_text(target, "old")
-    with pytest.raises(KeyboardInterrupt), atomic_path(target) as draft:
-        draft.write_text("half")
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with atomic_path(target) as draft:
+            draft.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert target.read_text() == "old"
     assert leftovers(tmp_path) == ["a.txt"]
 
