@@ -74,6 +74,16 @@ def test_no_irregular_operators_and_no_leftovers() -> None:
             assert not operators & {"BatchNormalization", "Identity", "Constant", "Shape", "Dropout"}
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_every_inner_size_is_known_by_number_or_name(precision: Precision) -> None:
+    axes = set(load_contract(PRESET).axes)
+    for graph in exported(precision).stages.values():
+        for info in graph.graph.value_info:
+            dims = dims_of(info.type.tensor_type)
+            assert dims is not None
+            assert all(isinstance(d, int) or (d or "").removesuffix("+1") in axes for d in dims), (info.name, dims)
+
+
 def test_names_follow_the_model() -> None:
     names = {node.name for graph in exported("fp32").stages.values() for node in graph.graph.node}
     assert "img_backbone/layer1/0/conv1/Conv" in names

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from export_graphs import Arrays, graph, node, random, run
 
+from altermoma.export.graph import dims_of, value_types
 from altermoma.export.parity import open_session, run_session
 from altermoma.export.passes.decompose_norm import decompose_norm
 from altermoma.export.passes.fold_batchnorm import fold_batchnorm
@@ -197,6 +198,27 @@ def test_gathers_whose_shape_matters_keep_their_list() -> None:
     found = run(simplify(model), feeds)[0]
     assert found.shape == (21, 4)
     np.testing.assert_array_equal(found, run(model, feeds)[0])
+
+
+def test_rows_keep_their_name_and_needless_reshapes_go() -> None:
+    weights = {"same": np.asarray([-1, 3, 4], np.int64), "wide": np.asarray([-1, 12], np.int64)}
+    nodes = [
+        node("Relu", "x", "a"), node("Reshape", "a same", "b"), node("Neg", "b", "c"), node("Reshape", "c wide", "out"),
+    ]  # fmt: skip
+    model = graph(nodes, {"x": ("f", ["N", 3, 4])}, {"out": ("f", None)}, weights)
+    simple = simplify(model)
+    assert operators(simple) == ["Relu", "Neg", "Reshape"]
+    assert dims_of(value_types(simple)["c"]) == ["N", 3, 4]
+    for rows in (0, 5):
+        x = random(rows, 3, 4)
+        found = run_session(open_session(simple), {"x": x})["out"]
+        np.testing.assert_array_equal(found, np.negative(np.maximum(x, 0)).reshape(rows, 12))
+
+
+def test_reshapes_that_mix_rows_stay() -> None:
+    nodes = [node("Relu", "x", "a"), node("Reshape", "a wide", "out")]
+    model = graph(nodes, {"x": ("f", ["N", 4])}, {"out": ("f", None)}, {"wide": np.asarray([-1, 8], np.int64)})
+    np.testing.assert_array_equal(run(simplify(model), {"x": np.ones((6, 4), np.float32)})[0], np.ones((3, 8)))
 
 
 def test_reshapes_that_copy_sizes_are_not_merged() -> None:

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from altermoma.export.graph import attribute, consumers, copy_model, drop_dead, initializers, producers
+from altermoma.export.graph import (
+    attribute,
+    consumers,
+    copy_model,
+    dims_of,
+    drop_dead,
+    initializers,
+    producers,
+    redirect,
+    set_initializer,
+    value_types,
+)
 
 
 def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
     """Merges reshapes of reshapes, and lets gathers read their tables as they are.
 
     Tracing flattens a table [M, K], gathers, and shapes the result back; the gather takes the table itself. Index
-    casts from int32 to int64 go too: every runtime reads int32 tables.
+    casts from int32 to int64 go too: every runtime reads int32 tables. Reshapes say that rows stay rows.
     """
     model = copy_model(model)
     _merge_reshapes(model)
     _gather_by_table(model)
     _narrow_indices(model)
+    drop_dead(model)
+    _keep_rows(model)
+    _drop_same_shapes(model)
     drop_dead(model)
     return model
 
@@ -67,3 +83,28 @@ def _narrow_indices(model: onnx.ModelProto) -> None:
         cast = makers.get(node.input[1]) if node.op_type in ("Gather", "GatherElements") else None
         if cast is not None and cast.op_type == "Cast" and cast.input[0] in narrow:
             node.input[1] = cast.input[0]
+
+
+def _keep_rows(model: onnx.ModelProto) -> None:
+    """Says "as many rows as before" (0) instead of "what is left" (-1), so that row counts keep their names."""
+    types = value_types(model)
+    for node in model.graph.node:
+        target = _target(model, node)
+        if target is None or len(target) < 2 or target[0] != -1 or (target[1:] < 0).any():
+            continue
+        rows, *rest = dims_of(types[node.input[0]]) or [None]
+        sizes = [size for size in rest if isinstance(size, int)]
+        if isinstance(rows, str) and len(sizes) == len(rest) and math.prod(sizes) == math.prod(target[1:].tolist()):
+            kept = np.concatenate([np.zeros(1, np.int64), target[1:]])
+            node.input[1] = set_initializer(model, f"{node.output[0]}.target", kept)
+
+
+def _drop_same_shapes(model: onnx.ModelProto) -> None:
+    types = value_types(model)
+    outputs = {item.name for item in model.graph.output}
+    for node in model.graph.node:
+        if node.op_type != "Reshape" or node.output[0] in outputs:
+            continue
+        before, after = (dims_of(types[name]) for name in (node.input[0], node.output[0]))
+        if before is not None and before == after and None not in before:
+            redirect(model, node.output[0], node.input[0])
