@@ -39,8 +39,11 @@ def resize_crop(images_vhw3: NDArray[np.uint8], image: ImageGeometry) -> NDArray
     """uint8 [V, native height, native width, 3] -> uint8 [V, H, W, 3]."""
     warp = image_warp((images_vhw3.shape[1], images_vhw3.shape[2]), image)
     height, width = warp.resized_hw
+    native_height, native_width = images_vhw3.shape[1:3]
+    # Rows that would be cropped are not resampled at all.
+    kept = (0.0, warp.top * native_height / height, float(native_width), float(native_height))
     resized = [
-        np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))[warp.top :]
+        np.asarray(Image.fromarray(picture).resize((width, height - warp.top), Image.Resampling.BILINEAR, kept))
         for picture in images_vhw3
     ]
     return np.stack(resized)

@@ -38,13 +38,13 @@ def voxelise(points_p5: NDArray[np.float32], geometry: Geometry) -> Voxels:
     inside_p = ((cells_p3 >= 0) & (cells_p3 < np.asarray((x, y, z - 1)))).all(axis=1)
     cells_p3, points = cells_p3[inside_p], points_p5[inside_p]
     keys_p = (cells_p3[:, 0].astype(np.int64) * y + cells_p3[:, 1]) * z + cells_p3[:, 2]
-    order = np.argsort(keys_p, kind="stable")
-    sorted_keys = keys_p[order]
+    sorted_keys, order = _sorted(keys_p)
     starts = np.flatnonzero(np.diff(sorted_keys, prepend=-1))
     counts = np.diff(starts, append=len(order))
     rank_p = np.arange(len(order)) - np.repeat(starts, counts)
     kept = rank_p < geometry.max_points_per_voxel
-    sums = np.add.reduceat(points[order] * kept[:, None], starts, axis=0) if len(starts) else points[:0]
+    ordered = points[order] if kept.all() else points[order] * kept[:, None]
+    sums = np.add.reduceat(ordered, starts, axis=0) if len(starts) else points[:0]
     means = sums / np.minimum(counts, geometry.max_points_per_voxel)[:, None]
     keys = sorted_keys[starts]
     dropped = max(0, len(keys) - geometry.max_voxels)
@@ -53,3 +53,14 @@ def voxelise(points_p5: NDArray[np.float32], geometry: Geometry) -> Voxels:
         keep = np.sort(np.argsort(first_seen, kind="stable")[: geometry.max_voxels])
         keys, means = keys[keep], means[keep]
     return Voxels(keys_n=keys, features_nc=means.astype(np.float32), dropped=dropped)
+
+
+def _sorted(keys_p: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Ascending keys and the stable order that sorts them.
+
+    Key and position share one integer, because numpy sorts plain integers with vector instructions and argsorts them
+    without.
+    """
+    bits = max(len(keys_p) - 1, 1).bit_length()
+    joined = np.sort((keys_p << bits) | np.arange(len(keys_p)))
+    return joined >> bits, joined & ((1 << bits) - 1)

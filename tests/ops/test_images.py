@@ -1,0 +1,67 @@
+"""Resizing, cropping, normalising; the depth image against the devkit's projection."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+from synthetic_inputs import random_points, ring_calibration
+
+from altermoma.errors import DataError
+from altermoma.geometry import ImageGeometry
+from altermoma.ops.depth_image import depth_images
+from altermoma.ops.images import image_warp, normalise, resize_crop
+
+IMAGE = ImageGeometry(cameras=1)
+
+
+def smooth_picture(height: int, width: int) -> np.ndarray:
+    rows, columns = np.mgrid[0:height, 0:width]
+    channels = [128 + 100 * np.sin(rows / 40 + c) * np.cos(columns / 55) for c in range(3)]
+    return np.stack(channels, axis=-1).astype(np.uint8)[None]
+
+
+@pytest.mark.parametrize("native", [(360, 640), (900, 1600), (97, 256)])
+def test_resize_crop_equals_resizing_everything_and_cropping(native: tuple[int, int]) -> None:
+    picture = smooth_picture(*native)
+    warp = image_warp(native, IMAGE)
+    whole = Image.fromarray(picture[0]).resize((256, warp.resized_hw[0]), Image.Resampling.BILINEAR)
+    expected = np.asarray(whole)[warp.top :].astype(int)
+    found = resize_crop(picture, IMAGE)[0].astype(int)
+    assert found.shape == (96, 256, 3)
+    # The first row has no neighbours above the crop to average with.
+    assert np.abs(found[1:] - expected[1:]).max() <= 1
+    assert np.abs(found[0] - expected[0]).max() <= 4
+
+
+def test_too_wide_a_picture_is_refused() -> None:
+    with pytest.raises(DataError, match="aspect ratio"):
+        resize_crop(np.zeros((1, 90, 640, 3), np.uint8), IMAGE)
+
+
+def test_normalise_is_per_channel() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (2, 4, 5, 3), dtype=np.uint8)
+    found = normalise(picture, IMAGE)
+    expected = (picture.astype(np.float64) - IMAGE.mean) / IMAGE.std
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected.transpose(0, 3, 1, 2), atol=1e-5)
+
+
+def test_depth_lands_where_the_point_projects() -> None:
+    image = ImageGeometry(cameras=6)
+    calibration, points = ring_calibration(), random_points(500)
+    found = depth_images(points, calibration, image)
+    warp = image_warp(calibration.image_hw, image)
+    expected = np.zeros_like(found)
+    for view in range(6):
+        for point in points:
+            camera = calibration.camera_from_lidar_v44[view] @ np.append(point[:3], 1.0)
+            if camera[2] <= 1e-3:
+                continue
+            u, v, _ = calibration.intrinsics_v33[view] @ camera[:3] / camera[2]
+            column, row = int(np.floor(u * warp.scale)), int(np.floor(v * warp.scale - warp.top))
+            if 0 <= column < image.width and 0 <= row < image.height:
+                expected[view, 0, row, column] = camera[2]
+    assert (expected > 0).sum() > 100
+    # Float32 against float64: a point on a pixel's edge may change the pixel.
+    assert (np.abs(found - expected) > 1e-3).sum() <= 4
