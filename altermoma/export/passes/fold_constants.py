@@ -105,14 +105,16 @@ def _evaluate(model: onnx.ModelProto, kept: set[str]) -> set[str]:
         return set()
     inner = {name for node in foldable for name in node.output if name}
     outside = [node for node in model.graph.node if not inner & {*node.output}]
-    wanted = sorted(inner & {name for node in outside for name in node.input})
+    read = {name for node in outside for name in node.input}
+    # In the order of the nodes: the tracer's names count on from export to export, and must not decide the order.
+    wanted = [name for node in foldable for name in node.output if name in read]
     values = _run(model, foldable, wanted)
     swelling = {name for node in foldable if node.op_type in _SWELLING for name in node.output}
     large = {name for name, value in values.items() if value.nbytes > _LARGE and name in swelling}
-    for name in sorted(set(wanted) - large):
+    gone = [name for name in wanted if name not in large]
+    for name in gone:
         set_initializer(model, name, values[name])
-    gone = set(wanted) - large
-    set_nodes(model, [node for node in model.graph.node if not gone & {*node.output}])
+    set_nodes(model, [node for node in model.graph.node if not {*gone} & {*node.output}])
     return large
 
 
