@@ -64,8 +64,10 @@ class RowMap:
         self._step_x, self._step_y = (shape[1] + 2) * (shape[2] + 2), shape[2] + 2
         self._rows = np.full((shape[0] + 2) * self._step_x, -1, np.int32)
 
-    def _cell(self, x: Cells, y: Cells, z: Cells) -> Cells:
-        cell: Cells = (x + 1) * np.int32(self._step_x) + (y + 1) * np.int32(self._step_y) + (z + 1)
+    def _cell(self, *xyz: Cells) -> NDArray[np.intp]:
+        # numpy gathers with its own index type about seven times faster than with int32.
+        x, y, z = (axis.astype(np.intp) + 1 for axis in xyz)
+        cell: NDArray[np.intp] = x * self._step_x + y * self._step_y + z
         return cell
 
     def table(self, occupied: Coordinates, outputs: Coordinates, window: Window) -> Table:
@@ -74,8 +76,8 @@ class RowMap:
         starts = (
             c * np.int32(s) - np.int32(p) for c, s, p in zip(outputs.xyz, window.stride, window.padding, strict=True)
         )
-        kx, ky, kz = (np.arange(k, dtype=np.int32) for k in window.kernel)
-        offsets = (kx[:, None, None] * self._step_x + ky[:, None] * self._step_y + kz).astype(np.int32).ravel()
+        kx, ky, kz = (np.arange(k) for k in window.kernel)
+        offsets = (kx[:, None, None] * self._step_x + ky[:, None] * self._step_y + kz).ravel()
         self._rows[cells] = np.arange(len(cells), dtype=np.int32)
         rows = self._rows.take(self._cell(*starts)[:, None] + offsets)
         self._rows[cells] = -1
