@@ -79,7 +79,7 @@ class RowMap:
         kx, ky, kz = (np.arange(k) for k in window.kernel)
         offsets = (kx[:, None, None] * self._step_x + ky[:, None] * self._step_y + kz).ravel()
         self._rows[cells] = np.arange(len(cells), dtype=np.int32)
-        rows = self._rows.take(self._cell(*starts)[:, None] + offsets)
+        rows: Table = self._rows.take(self._cell(*starts)[:, None] + offsets)
         self._rows[cells] = -1
         np.copyto(rows, np.int32(len(cells)), where=rows < 0)
         return rows
