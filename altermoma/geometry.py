@@ -96,6 +96,6 @@ class Geometry:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Geometry:
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items() if k != "image"}
-        image = {k: tuple(v) if isinstance(v, list) else v for k, v in record["image"].items()}
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items() if k != "image"}
+        image: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record["image"].items()}
         return cls(image=ImageGeometry(**image), **fields)

@@ -136,7 +136,8 @@ class Recipe:
         _check_values(self)
 
     def to_dict(self) -> dict[str, Any]:
-        return _plain(dataclasses.asdict(self))
+        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return plain
 
     def to_toml(self) -> str:
         return tomli_w.dumps(self.to_dict())

@@ -82,8 +82,6 @@ def export_model(
         ExportError: the graphs cannot be exported, would be refused or computed wrongly by the target, hold weights
             outside the range of the precision, or differ from torch by more than the tolerance.
     """
-    from altermoma.models.stages import stage_modules
-
     if precision == "int8":
         raise UnsupportedError("precision int8 is not there yet", expected="fp32 or fp16", remedy="export fp16")
     if recipe.opset != OPSET:
@@ -91,15 +89,7 @@ def export_model(
     contract = load_contract(preset)
     parse_version(trt_version)
     with eval_mode(model):
-        modules = stage_modules(model)
-        bindings = _check(contract, frame_inputs(contract), inputs, {})
-        reference = torch_reference(modules, inputs)
-        made = [spec for stage in contract.stages for spec in stage.outputs]
-        bindings = _check(contract, made, reference, bindings)
-        graphs = {
-            stage.name: export_stage(modules[stage.name], contract, stage.name, _examples(contract, stage, bindings))
-            for stage in contract.stages
-        }
+        graphs, reference, bindings = _traced(model, contract, inputs)
     graphs = {name: _finished(graph, contract, name, precision, trt_version) for name, graph in graphs.items()}
     findings = [finding for name, graph in graphs.items() for finding in lint(graph, trt_version, name)]
     raise_on_errors(findings)
@@ -118,6 +108,24 @@ def export_model(
         inputs={spec.name: inputs[spec.name] for spec in frame_inputs(contract)},
         reference=reference,
     )
+
+
+def _traced(
+    model: FusionModel, contract: ModelContract, inputs: Mapping[str, NDArray[Any]]
+) -> tuple[dict[str, onnx.ModelProto], Arrays, dict[str, int]]:
+    """The fp32 graph of every stage, torch's outputs for the frame, and the sizes of its axes and widths."""
+    from altermoma.models.stages import stage_modules
+
+    modules = stage_modules(model)
+    bindings = _check(contract, frame_inputs(contract), inputs, {})
+    reference = torch_reference(modules, inputs)
+    made = [spec for stage in contract.stages for spec in stage.outputs]
+    bindings = _check(contract, made, reference, bindings)
+    graphs = {
+        stage.name: export_stage(modules[stage.name], contract, stage.name, _examples(contract, stage, bindings))
+        for stage in contract.stages
+    }
+    return graphs, reference, bindings
 
 
 def frame_inputs(contract: ModelContract) -> tuple[TensorSpec, ...]:
