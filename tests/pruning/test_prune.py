@@ -43,7 +43,7 @@ def test_budgets(
 ) -> None:
     model = fusion_model(BASIC)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    recipe = dataclasses.replace(RECIPE, budget=budget, amount=amount, selection=method)
+    recipe = dataclasses.replace(RECIPE, budget=budget, amount=amount, selection=method, beta=0.0)
     result = prune(model, batches(), recipe, loss_fn)
     assert result.got == pytest.approx(amount, abs=0.01)
     shares = {
@@ -76,7 +76,7 @@ def test_kept_weights_are_those_of_the_dense_model() -> None:
 
 @pytest.mark.parametrize("scope", [("camera",), ("lidar",), ("camera", "lidar")])
 def test_only_the_scope_is_pruned(scope: tuple[Partition, ...]) -> None:
-    recipe = dataclasses.replace(RECIPE, scope=scope, budget="channels", amount=0.3)
+    recipe = dataclasses.replace(RECIPE, scope=scope, budget="channels", amount=0.3, beta=0.0)
     result = prune(fusion_model(BASIC), batches(), recipe, loss_fn)
     changed = {g.partition for g in result.groups if result.widths_after[g.name] != g.width}
     assert changed == set(scope)
