@@ -127,11 +127,23 @@ def open_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
 
 
 def run_session(session: onnxruntime.InferenceSession, tensors: Mapping[str, Array]) -> Arrays:
-    """Runs a session on the tensors it names; floats are cast to the type the graph takes."""
+    """Runs a session on the tensors it names; floats are cast to the type the graph takes.
+
+    Raises:
+        ExportError: the runtime stopped.
+    """
     types = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int32)": np.int32}
     feeds = {item.name: np.asarray(tensors[item.name], types[item.type]) for item in session.get_inputs()}
     names = [item.name for item in session.get_outputs()]
-    return dict(zip(names, session.run(names, feeds), strict=True))
+    try:
+        return dict(zip(names, session.run(names, feeds), strict=True))
+    except Exception as error:  # its exceptions share no other base
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+        raise ExportError(
+            f"ONNX Runtime stopped on {shapes}: {error}",
+            expected="a graph that runs at every size its contract allows",
+            remedy="look for sizes that the module reads in Python: tracing freezes them",
+        ) from error
 
 
 def compare_stage(
