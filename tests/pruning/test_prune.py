@@ -76,7 +76,7 @@ def test_kept_weights_are_those_of_the_dense_model() -> None:
 
 @pytest.mark.parametrize("scope", [("camera",), ("lidar",), ("camera", "lidar")])
 def test_only_the_scope_is_pruned(scope: tuple[Partition, ...]) -> None:
-    recipe = dataclasses.replace(RECIPE, scope=scope, budget="channels", amount=0.3, beta=0.0)
+    recipe = dataclasses.replace(RECIPE, scope=scope, budget="channels", amount=0.3)
     result = prune(fusion_model(BASIC), batches(), recipe, loss_fn)
     changed = {g.partition for g in result.groups if result.widths_after[g.name] != g.width}
     assert changed == set(scope)
