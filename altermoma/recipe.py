@@ -229,5 +229,5 @@ def parse(text: str, source: str = "recipe") -> Recipe:
 def load(path: Path) -> Recipe:
     """Reads a recipe file."""
     if not path.is_file():
-        raise RecipeError(f"no recipe at {path}", expected="a TOML file", remedy="check the path; README shows a recipe")
+        raise RecipeError(f"no recipe at {path}", expected="a TOML file", remedy="README shows a recipe")
     return parse(path.read_text(encoding="utf-8"), str(path))
