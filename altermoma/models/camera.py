@@ -69,8 +69,9 @@ class DepthLift(nn.Module):
     def lift(self, features: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
         """[N, C, h, w] and [N, 1, H, W] metres -> depth weights [N, h, w, D] and pixel features [N, h, w, C]."""
         x = self.depthnet(torch.cat([self.dtransform(depth), features], dim=1))
-        weights = x[:, : self.depth_bins].softmax(dim=1)
-        return weights.permute(0, 2, 3, 1), x[:, self.depth_bins :].permute(0, 2, 3, 1)
+        # Bins last: a softmax over contiguous values is several times faster than over strided ones.
+        logits, features = x.permute(0, 2, 3, 1).split([self.depth_bins, x.shape[1] - self.depth_bins], dim=-1)
+        return logits.softmax(dim=-1), features
 
 
 def _downsample(channels: int, factor: int) -> nn.Module:
