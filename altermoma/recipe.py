@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import tomllib
 import types
 import typing
@@ -149,36 +150,91 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Range:
+    """Numbers that are allowed: from `low` to `high`, the ends included unless said otherwise."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def holds(self, number: float) -> bool:
+        fine = self.low < number if self.above else self.low <= number
+        return fine and (number < self.high if self.below else number <= self.high) and math.isfinite(number)
+
+    def __str__(self) -> str:
+        if self.low == self.high:
+            return f"{self.low:g}"
+        ends = [f"{'above' if self.above else 'at least'} {self.low:g}"] if math.isfinite(self.low) else []
+        ends += [f"{'below' if self.below else 'at most'} {self.high:g}"] if math.isfinite(self.high) else []
+        return " and ".join(ends) or "a finite number"
+
+
+_ANY, _COUNT, _NATURAL = _Range(), _Range(low=1), _Range(low=0)
+_POSITIVE, _PART = _Range(low=0, above=True), _Range(low=0, high=1, below=True)
+_RANGES: dict[str, dict[str, _Range]] = {
+    "data": {"sweeps": _COUNT, "synth_scenes": _COUNT, "synth_seed": _NATURAL},
+    "prune": {
+        "amount": _PART,
+        "channel_step": _COUNT,
+        "lidar_channel_step": _COUNT,
+        "min_channels": _COUNT,
+        "alpha": _ANY,
+        "beta": _ANY,
+        "score_batches": _COUNT,
+        "reactivation_batches": _COUNT,
+        "reri_batches": _COUNT,
+        "reactivation_lr": _NATURAL,
+        "batch_size": _COUNT,
+        "seed": _NATURAL,
+    },
+    "finetune": {
+        "steps": _NATURAL,
+        "batch_size": _COUNT,
+        "lr": _POSITIVE,
+        "weight_decay": _NATURAL,
+        "warmup_share": _Range(low=0, high=1),
+        "grad_clip": _POSITIVE,
+        "ema_decay": _PART,
+        "match_radius": _NATURAL,
+        "depth_weight": _NATURAL,
+        "checkpoint_every": _COUNT,
+        "seed": _NATURAL,
+    },
+    "export": {"opset": _Range(low=17, high=17), "fp32_tolerance": _POSITIVE, "fp16_tolerance": _POSITIVE},
+    "bench": {"frames": _COUNT, "rounds": _COUNT, "warmup": _NATURAL, "threads": _COUNT},
+}
+"""Every number of a recipe. Checked before any work, so that no run ends in its tenth minute over a minus sign."""
+
+
 def _check_values(recipe: Recipe) -> None:
-    positive = {
-        "prune.channel_step": recipe.prune.channel_step,
-        "prune.lidar_channel_step": recipe.prune.lidar_channel_step,
-        "prune.min_channels": recipe.prune.min_channels,
-        "prune.score_batches": recipe.prune.score_batches,
-        "prune.reactivation_batches": recipe.prune.reactivation_batches,
-        "prune.reri_batches": recipe.prune.reri_batches,
-        "prune.batch_size": recipe.prune.batch_size,
-        "finetune.batch_size": recipe.finetune.batch_size,
-        "data.synth_scenes": recipe.data.synth_scenes,
-        "data.sweeps": recipe.data.sweeps,
-        "bench.frames": recipe.bench.frames,
-        "bench.rounds": recipe.bench.rounds,
-        "bench.threads": recipe.bench.threads,
-    }
-    for key, number in positive.items():
-        if number < 1:
-            raise RecipeError(f"{key} = {number}", expected="a whole number of at least 1")
-    if not 0.0 <= recipe.prune.amount < 1.0:
+    for section, ranges in _RANGES.items():
+        values = getattr(recipe, section)
+        for key, allowed in ranges.items():
+            number = getattr(values, key)
+            if not allowed.holds(number):
+                default = getattr(type(values)(), key)
+                remedy = f"change it, or leave it out: {default} is the default"
+                raise RecipeError(f"{section}.{key} = {number}", expected=str(allowed), remedy=remedy)
+    if not recipe.prune.scope or len(set(recipe.prune.scope)) < len(recipe.prune.scope):
         raise RecipeError(
-            f"prune.amount = {recipe.prune.amount}",
-            expected="a share to remove, at least 0 and below 1",
-            remedy="0.5 removes half of the chosen budget",
+            f"prune.scope = {list(recipe.prune.scope)}",
+            expected="at least one partition, each once",
+            remedy="name camera, lidar or fusion; a prune.amount of 0 prunes nothing",
         )
-    if recipe.finetune.steps < 0:
-        raise RecipeError(f"finetune.steps = {recipe.finetune.steps}", expected="0 or more")
+    for key, name in (("name", recipe.name), ("data.version", recipe.data.version)):
+        if not name or name.startswith(".") or set(name) & set("/\\\0"):
+            raise RecipeError(
+                f"{key} = {name!r}",
+                expected="the name of a folder, not a path",
+                remedy="use letters, digits and dashes",
+            )
 
 
 T = TypeVar("T")
+
+_PLAIN_WORDS = {int: "a whole number", float: "a number", str: "text in quotes", bool: "true or false"}
 
 
 def from_dict(cls: type[T], record: dict[str, Any], path: str = "") -> T:
@@ -196,16 +252,23 @@ def from_dict(cls: type[T], record: dict[str, Any], path: str = "") -> T:
 def _convert(hint: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, dict):
-            raise RecipeError(f"{path} = {value!r}", expected=f"a table [{path}]")
+            raise RecipeError(
+                f"{path} = {value!r}", expected=f"a table [{path}]", remedy="put its keys on lines below that heading"
+            )
         return from_dict(hint, value, f"{path}.")
     origin = typing.get_origin(hint)
     if origin is Literal:
         if value not in typing.get_args(hint):
-            raise RecipeError(f"{path} = {value!r}", expected="one of " + ", ".join(map(repr, typing.get_args(hint))))
+            allowed = ", ".join(map(repr, typing.get_args(hint)))
+            raise RecipeError(f"{path} = {value!r}", expected=f"one of {allowed}", remedy="choose one of these")
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise RecipeError(f"{path} = {value!r}", expected="a list")
+            raise RecipeError(
+                f"{path} = {value!r}",
+                expected="a list",
+                remedy=f'put the values in brackets: {path.rpartition(".")[2]} = ["..."]',
+            )
         inner = typing.get_args(hint)[0]
         return tuple(_convert(inner, item, f"{path}[{i}]") for i, item in enumerate(value))
     if isinstance(hint, types.UnionType):
@@ -213,7 +276,11 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:
-        raise RecipeError(f"{path} = {value!r} ({type(value).__name__})", expected=hint.__name__)
+        raise RecipeError(
+            f"{path} = {value!r} ({type(value).__name__})",
+            expected=_PLAIN_WORDS[hint],
+            remedy="change the value in the recipe, or remove the line to take the default",
+        )
     return value
 
 
@@ -222,7 +289,9 @@ def parse(text: str, source: str = "recipe") -> Recipe:
     try:
         record = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{source} is not valid TOML: {error}", expected="a TOML file") from error
+        raise RecipeError(
+            f"{source} is not valid TOML: {error}", expected="a TOML file", remedy="repair the line that is named"
+        ) from error
     return from_dict(Recipe, record)
 
 
@@ -230,4 +299,10 @@ def load(path: Path) -> Recipe:
     """Reads a recipe file."""
     if not path.is_file():
         raise RecipeError(f"no recipe at {path}", expected="a TOML file", remedy="README shows a recipe")
-    return parse(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            f"cannot read {path}: {error}", expected="a TOML file in UTF-8", remedy="check what the file is"
+        ) from error
+    return parse(text, str(path))
