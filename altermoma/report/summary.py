@@ -111,7 +111,7 @@ class Parity:
 
 @dataclass(frozen=True, kw_only=True)
 class Engines:
-    """What became of TensorRT engines: `status` is "built", "not built here" or "not asked for"."""
+    """What became of TensorRT engines: `status` is "built" or "not built here", `line` says why."""
 
     status: str
     line: str
