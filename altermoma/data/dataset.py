@@ -17,9 +17,13 @@ from altermoma.frames import Boxes, Calibration, Frame
 from altermoma.geometry import Geometry
 from altermoma.ops.images import resize_crop
 from altermoma.ops.prepare import FramePreparer
+from altermoma.progress import say
 
 _ORDER, _AUGMENT = 0, 1
 """Separate random streams of one seed."""
+
+WARNED_FRAMES = 10
+"""Degraded frames whose warnings are printed; of more it is only said that there are."""
 
 
 class Reader(Protocol):
@@ -70,7 +74,7 @@ class _Kept:
 
 
 class FrameDataset:
-    """Samples of a list of tokens.
+    """Samples of a list of tokens. What is degraded in a frame is printed once, and carried on with.
 
     Args:
         reader: where frames come from.
@@ -97,6 +101,7 @@ class FrameDataset:
         self._kept: dict[int, _Kept] = {}
         self._lock = threading.Lock()
         self._per_thread = threading.local()
+        self._warned: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -126,15 +131,33 @@ class FrameDataset:
         truth = frame.truth.select(with_returns)
         if lidar_aug_44 is not None:
             truth = move_boxes(truth, lidar_aug_44)
-        inputs = self._preparer().prepare_parts(
+        preparer = self._preparer()
+        dropped = preparer.dropped_voxels
+        inputs = preparer.prepare_parts(
             frame.images_vhw3, frame.points_p5, frame.calibration, lidar_aug_44=lidar_aug_44
         )
+        dropped = preparer.dropped_voxels - dropped
+        warnings = frame.warnings
+        if dropped:
+            warnings = (*warnings, f"{dropped} voxels beyond the model's {self.geometry.max_voxels} were dropped")
+        self._warn(index, warnings)
         return Sample(
             inputs=inputs,
             truth=truth.select(inside(truth, self.geometry)),
             token=self.tokens[index],
-            warnings=frame.warnings,
+            warnings=warnings,
         )
+
+    def _warn(self, index: int, warnings: tuple[str, ...]) -> None:
+        with self._lock:
+            if not warnings or index in self._warned:
+                return
+            self._warned.add(index)
+            count = len(self._warned)
+        if count <= WARNED_FRAMES:
+            say(f"warning: frame {self.tokens[index]}: {'; '.join(warnings)}")
+        elif count == WARNED_FRAMES + 1:
+            say(f"warning: more than {WARNED_FRAMES} frames are degraded; the others are not listed")
 
     def _preparer(self) -> FramePreparer:
         """A preparer holds scratch memory: one per thread."""

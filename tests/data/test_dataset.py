@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,6 +145,24 @@ def test_prefetch_ends_with_its_consumer() -> None:
     stream.close()
     assert "prefetch" not in [thread.name for thread in threading.enumerate()]
     assert len(produced) <= 6
+
+
+def test_degraded_frames_are_said_once(
+    broken_nuscenes: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("altermoma.data.dataset.WARNED_FRAMES", 2)
+    for path in (broken_nuscenes / "samples" / "CAM_BACK").iterdir():
+        path.unlink()
+    reader = NuScenesReader(broken_nuscenes, "v1.0-mini")
+    few = dataclasses.replace(GEOMETRY, max_voxels=7)
+    dataset = FrameDataset(reader, reader.tokens("mini_val"), few)
+    samples = [*dataset, *dataset]
+    assert all("CAM_BACK is dead" in sample.warnings[0] for sample in samples)
+    assert all("voxels beyond the model's 7 were dropped" in sample.warnings[1] for sample in samples)
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.split(":")[1] for line in lines[:2]] == [f" frame {token}" for token in dataset.tokens[:2]]
+    assert "CAM_BACK is dead" in lines[0]
+    assert lines[2:] == ["warning: more than 2 frames are degraded; the others are not listed"]
 
 
 def test_no_tokens_is_an_error(counting: CountingReader) -> None:
