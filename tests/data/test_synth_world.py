@@ -67,6 +67,28 @@ def test_cache(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted({p.name for p in tmp_path.glob("synth-*")})
 
 
+def test_cache_clears_what_a_killed_process_left(tmp_path: Path) -> None:
+    whole = cached_world(1, 7, keyframes=1, jobs=1, cache=tmp_path)
+    (whole / "v1.0-mini" / "scene.json").unlink()
+    (tmp_path / f".{whole.name}.killed" / whole.name).mkdir(parents=True)
+    again = cached_world(1, 7, keyframes=1, jobs=1, cache=tmp_path)
+    assert (again / "v1.0-mini" / "scene.json").is_file()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [whole.name, f"{whole.name}.lock"]
+
+
+def test_cache_is_written_once_by_processes_that_want_it_at_once(tmp_path: Path) -> None:
+    """A world that is replaced while another process reads it would show as dead cameras."""
+    code = (
+        "import pathlib, sys; from altermoma.data.synth import cached_world; "
+        "root = cached_world(1, 7, keyframes=1, jobs=1, cache=pathlib.Path(sys.argv[1])); "
+        "print((root / 'v1.0-mini').stat().st_ino)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    first, second = (process.communicate(timeout=120)[0] for process in running)
+    assert first == second != ""
+
+
 def test_refusals(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("x")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,8 +20,8 @@ from altermoma.data.synth.splits import MINI_VAL, scene_names
 from altermoma.data.synth.tables import Record
 from altermoma.data.synth.world import SceneWorld
 from altermoma.errors import DataError
-from altermoma.progress import track
-from altermoma.storage import atomic_path, content_key
+from altermoma.progress import say, track
+from altermoma.storage import atomic_path, content_key, storage_errors
 
 GENERATOR = 1
 """Raised with every change of what is written, so that caches are not mixed."""
@@ -78,6 +81,8 @@ def cached_world(
 ) -> Path:
     """The world with these parameters, written at the first call.
 
+    Processes that want it at the same time wait for the first of them: a world is never replaced under a reader.
+
     Args:
         scenes: how many.
         seed: of everything random.
@@ -88,9 +93,35 @@ def cached_world(
     folder = cache or Path(os.environ.get("ALTERMOMA_CACHE") or Path.home() / ".cache" / "altermoma")
     key = content_key({"generator": GENERATOR, "scenes": scenes, "seed": seed, "keyframes": keyframes})
     root = folder / f"synth-{key}"
-    if (root / VERSION / "scene.json").exists():
+    if _is_whole(root):
         return root
-    return write_world(root, scenes=scenes, seed=seed, keyframes=keyframes, jobs=jobs)
+    with _alone(folder / f"{root.name}.lock"):
+        if _is_whole(root):
+            return root
+        with storage_errors(folder):
+            for rest in (root, *folder.glob(f".{root.name}.*")):  # of processes that were killed
+                if rest.is_dir():
+                    shutil.rmtree(rest)
+        return write_world(root, scenes=scenes, seed=seed, keyframes=keyframes, jobs=jobs)
+
+
+def _is_whole(root: Path) -> bool:
+    return (root / VERSION / "scene.json").is_file()
+
+
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Waits until no other process holds `lock`; the system frees it when its holder dies."""
+    with storage_errors(lock):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        stream = lock.open("w")
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another process writes the same synthetic world: waiting for it")
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def _write(folder: Path, names: tuple[str, ...], seed: int, keyframes: int, jobs: int) -> None:
