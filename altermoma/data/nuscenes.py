@@ -36,6 +36,8 @@ CLOSE = 1.0
 MAX_TIME_DIFFERENCE = 1.5
 """Seconds between neighbouring annotations beyond which a velocity is not estimated."""
 
+_TABLES = "take all tables from the same download"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Poses:
@@ -230,7 +232,11 @@ class NuScenesReader:
         try:
             custom = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         except ValueError as error:
-            raise DataError(f"{path} is not valid JSON: {error}", expected="split names to lists of scenes") from error
+            raise DataError(
+                f"{path} is not valid JSON: {error}",
+                expected="an object of lists: names of splits to names of scenes",
+                remedy="repair it, or remove it where no split of your own is used",
+            ) from error
         if not isinstance(custom, dict) or not isinstance(custom.get(split), list):
             known = [*SPLIT_SUFFIX, *(custom if isinstance(custom, dict) else ())]
             raise DataError(
@@ -247,12 +253,16 @@ class NuScenesReader:
 
     def _annotation(self, token: str) -> Annotation:
         if token not in self.tables.annotations:
-            raise DataError(f"no sample_annotation {token!r}", expected="prev and next links within the table")
+            raise DataError(
+                f"no sample_annotation {token!r}", expected="prev and next links within the table", remedy=_TABLES
+            )
         return self.tables.annotations[token]
 
     def _by_token(self, token: str) -> Exposure:
         if token not in self.tables.exposures:
-            raise DataError(f"no sample_data {token!r} of {LIDAR}", expected="prev links within the table")
+            raise DataError(
+                f"no sample_data {token!r} of {LIDAR}", expected="prev links within the table", remedy=_TABLES
+            )
         return self.tables.exposures[token]
 
     def _exposure(self, token: str, channel: str) -> Exposure:
@@ -262,12 +272,14 @@ class NuScenesReader:
             raise DataError(
                 f"sample {token} has no key frame of {channel}",
                 expected="one sample_data record per camera and LiDAR",
-                remedy="take all tables from the same download",
+                remedy=_TABLES,
             )
         return found
 
     def _global_from_ego(self, item: Exposure) -> NDArray[np.float64]:
         pose = self.tables.poses.get(item.pose)
         if pose is None:
-            raise DataError(f"no ego_pose {item.pose!r}", expected="the pose of every sample_data record")
+            raise DataError(
+                f"no ego_pose {item.pose!r}", expected="the pose of every sample_data record", remedy=_TABLES
+            )
         return pose.matrix(f"ego_pose {item.pose}")

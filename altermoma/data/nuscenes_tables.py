@@ -7,7 +7,8 @@ frames. Each table is reduced while it is parsed, so that they never exist all a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -172,6 +173,10 @@ def _index(folder: Path, name: str, reduce: Callable[[dict[str, Any]], tuple[str
         raise DataError(
             f"no table {path}", expected="all nuScenes v1.0 tables", remedy="unpack the metadata archive again"
         ) from error
+    except OSError as error:
+        raise DataError(
+            f"cannot read {path}: {error.strerror}", expected="a readable file", remedy="check who may read it"
+        ) from error
     except ValueError as error:
         raise DataError(
             f"{path} is not valid JSON: {error}", expected="a whole table", remedy="unpack the metadata archive again"
@@ -194,9 +199,18 @@ def _sensor(record: dict[str, Any], channels: dict[str, str]) -> Sensor:
     matrix, rotation = rigid(record["rotation"], record["translation"], source), tuple(record["rotation"])
     if not channel.startswith("CAM"):
         return Sensor(channel, rotation, matrix, None)
-    return Sensor(
-        channel, rotation, matrix, checked(record["camera_intrinsic"], (3, 3), f"camera_intrinsic of {source}")
-    )
+    return Sensor(channel, rotation, matrix, _intrinsics(record["camera_intrinsic"], f"camera_intrinsic of {source}"))
+
+
+def _intrinsics(values: object, source: str) -> NDArray[np.float64]:
+    matrix_33 = checked(values, (3, 3), source)
+    if min(matrix_33[0, 0], matrix_33[1, 1]) <= 0 or not np.allclose(matrix_33[2], (0, 0, 1)):
+        raise DataError(
+            f"{source} is {matrix_33.tolist()}",
+            expected="[[fx, skew, cx], [0, fy, cy], [0, 0, 1]] in pixels, with fx and fy above 0",
+            remedy="repair the calibration table or download it again",
+        )
+    return matrix_33
 
 
 def _exposure(record: dict[str, Any], sensor: Sensor) -> Exposure:
@@ -221,8 +235,8 @@ def _annotation(record: dict[str, Any], label: int) -> Annotation:
         record["token"],
         record["sample_token"],
         label,
-        _triple(record["translation"]),
-        _triple(record["size"]),
+        tuple(record["translation"]),
+        _size(record),
         tuple(record["rotation"]),
         record["prev"],
         record["next"],
@@ -230,5 +244,12 @@ def _annotation(record: dict[str, Any], label: int) -> Annotation:
     )
 
 
-def _triple(values: Iterable[float]) -> tuple[float, ...]:
-    return tuple(values)
+def _size(record: dict[str, Any]) -> tuple[float, ...]:
+    size = tuple(record["size"])
+    if len(size) != 3 or not all(0 < edge < math.inf for edge in size):
+        raise DataError(
+            f"sample_annotation {record['token']} has size {list(size)}",
+            expected="width, length and height in metres, each above 0",
+            remedy="repair the table or download it again",
+        )
+    return size

@@ -75,14 +75,20 @@ def read_sweep(path: Path) -> NDArray[np.float32]:
     """
     if not path.is_file():
         raise DataError(f"no LiDAR file {path}", expected="a .pcd.bin of float32 x 5", remedy=_REMEDY)
-    size = path.stat().st_size
+    try:
+        numbers = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise DataError(
+            f"cannot read {path}: {error.strerror or error}", expected="a readable file", remedy=_REMEDY
+        ) from error
+    size = len(numbers)
     if size % 20:
         raise DataError(
             f"{path} has {size} bytes: truncated, or another format",
             expected="a multiple of 20 bytes (x, y, z, intensity, ring as float32)",
             remedy=_REMEDY,
         )
-    points = np.fromfile(path, np.float32).reshape(-1, 5)[:, :4]
+    points = numbers.view(np.float32).reshape(-1, 5)[:, :4]
     bad = int((~np.isfinite(points)).any(axis=1).sum())
     if bad:
         raise DataError(

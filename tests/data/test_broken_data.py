@@ -141,6 +141,7 @@ def test_points_that_are_not_finite_are_counted(broken_nuscenes: Path, last: str
         ("calibrated_sensor", 2, "camera_intrinsic", [[1, 0], [0, 1]], r"shape \(2, 2\)"),
         ("calibrated_sensor", 2, "camera_intrinsic", [], r"shape \(0,\)"),
         ("calibrated_sensor", 2, "camera_intrinsic", [[1, 0, 0], [0, 1], [0, 0, 1]], "camera_intrinsic"),
+        ("calibrated_sensor", 2, "camera_intrinsic", [[0, 0, 0], [0, 0, 0], [0, 0, 1]], "camera_intrinsic"),
         ("calibrated_sensor", 0, "rotation", [1, 0, 0], r"shape \(3,\)"),
         ("calibrated_sensor", 0, "rotation", [0, 0, 0, 0], "unit quaternion"),
         ("calibrated_sensor", 3, "translation", [0, "x", 1], "translation of calibrated_sensor"),
@@ -188,6 +189,25 @@ def test_record_that_refers_to_nothing_is_an_error(broken_nuscenes: Path) -> Non
     _edit(broken_nuscenes, "instance", lambda rows: rows[3].update(category_token="gone"))
     with pytest.raises(DataError, match=r"instance-3.*gone"):
         NuScenesReader(broken_nuscenes, VERSION).tokens("mini_val")
+
+
+@pytest.mark.parametrize("size", [[1, 2], [1, 2, 0], [1, 2, float("nan")]])
+def test_wrong_box_size_is_an_error(broken_nuscenes: Path, size: list[float]) -> None:
+    _edit(broken_nuscenes, "sample_annotation", lambda rows: rows[5].update(size=size))
+    with pytest.raises(DataError, match="sample_annotation-5 has size") as caught:
+        NuScenesReader(broken_nuscenes, VERSION).tokens("mini_val")
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("folder", ["v1.0-mini/scene.json", "samples/LIDAR_TOP"])
+def test_what_cannot_be_read_is_no_matter_of_writing(broken_nuscenes: Path, last: str, folder: str) -> None:
+    """A folder in the place of a file stands for whatever the system refuses."""
+    path = broken_nuscenes / folder
+    path = _file(broken_nuscenes, last, "LIDAR_TOP") if path.is_dir() else path
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DataError, match=path.name):
+        NuScenesReader(broken_nuscenes, VERSION).read(last)
 
 
 def test_sample_without_a_camera_is_an_error(broken_nuscenes: Path, last: str) -> None:
