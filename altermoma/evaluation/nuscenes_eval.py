@@ -164,7 +164,15 @@ def _database(reader: NuScenesReader) -> Any:
     if reader not in _databases:
         from nuscenes import NuScenes
 
-        _databases[reader] = NuScenes(version=reader.version, dataroot=str(reader.root), verbose=False)
+        try:
+            _databases[reader] = NuScenes(version=reader.version, dataroot=str(reader.root), verbose=False)
+        except (AssertionError, OSError, LookupError, ValueError) as error:
+            raise DataError(
+                f"the nuscenes-devkit cannot load {reader.root / reader.version}: {error}",
+                expected="all thirteen nuScenes v1.0 tables and the maps that map.json names: the official evaluation "
+                "reads them all",
+                remedy="unpack the metadata and the map archive again; `maps/` lies beside `samples/`",
+            ) from error
     return _databases[reader]
 
 

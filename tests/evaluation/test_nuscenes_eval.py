@@ -237,6 +237,15 @@ def test_detections_that_are_not_finite_are_an_error(reader: NuScenesReader) -> 
         evaluate(reader, "mini_val", _changed(_perfect(reader, "mini_val"), 7, np.nan))
 
 
+@pytest.mark.parametrize("lost", ["v1.0-mini/visibility.json", "v1.0-mini/log.json", "maps/tiny.png"])
+def test_what_only_the_devkit_reads_is_named(broken_nuscenes: Path, lost: str) -> None:
+    (broken_nuscenes / lost).unlink()
+    broken = NuScenesReader(broken_nuscenes, "v1.0-mini")
+    with pytest.raises(DataError, match="devkit cannot load") as caught:
+        evaluate(broken, "mini_val", {token: Boxes.empty() for token in broken.tokens("mini_val")})
+    assert caught.value.remedy
+
+
 def test_split_without_truth_is_an_error(broken_nuscenes: Path) -> None:
     (broken_nuscenes / VERSION / "sample_annotation.json").write_text("[]")
     reader = NuScenesReader(broken_nuscenes, VERSION)
