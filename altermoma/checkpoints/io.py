@@ -38,7 +38,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Tensor], metadata: Mapping[s
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights and metadata of a checkpoint of ours; anything else is an error that says what it is."""
     if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}", expected="a .safetensors file")
+        raise CheckpointError(f"no checkpoint at {path}", expected="a .safetensors file", remedy="check the path")
     if path.suffix in {".pth", ".pt", ".ckpt", ".bin"}:
         raise CheckpointError(
             f"{path.name} is a pickled checkpoint of another program",
@@ -62,7 +62,22 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             remedy="use a checkpoint written by altermoma train or altermoma prune",
         )
     _check_finite(path, state)
-    return state, json.loads(header["metadata"])
+    return state, _metadata(path, header)
+
+
+def _metadata(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        record = json.loads(header["metadata"])
+        named = isinstance(record["preset"], str)
+    except (KeyError, TypeError, ValueError):
+        named = False
+    if not named:
+        raise CheckpointError(
+            f"{path} does not say which preset its weights are of",
+            expected='JSON with "preset" under "metadata" in the safetensors header',
+            remedy="write it again with altermoma.checkpoints.io.save_checkpoint",
+        )
+    return dict(record)
 
 
 def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:

@@ -26,8 +26,8 @@ def load_by_shape(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     for name, tensor in state.items():
         if not _compatible(own[name], tensor):
             raise CheckpointError(
-                f"{name} has shape {tuple(tensor.shape)}",
-                expected=f"{tuple(own[name].shape)}, where only channel counts may differ",
+                f"{name} has {_kind(tensor)}",
+                expected=f"{_kind(own[name])}, where only channel counts may differ",
                 remedy="name the preset that the checkpoint was made with",
             )
         owner_name, _, leaf = name.rpartition(".")
@@ -39,6 +39,10 @@ def load_by_shape(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             owner.register_buffer(leaf, tensor.detach().clone())
     for module in model.modules():
         _update_widths(module)
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"shape {tuple(tensor.shape)} in {str(tensor.dtype).removeprefix('torch.')}"
 
 
 def _compatible(own: Tensor, new: Tensor) -> bool:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from altermoma.checkpoints.io import bundled_checkpoint, load_checkpoint, model_from_checkpoint, save_checkpoint
+from altermoma.checkpoints.io import FORMAT, bundled_checkpoint, load_checkpoint, model_from_checkpoint, save_checkpoint
 from altermoma.errors import CheckpointError
 from altermoma.models.presets import build
 
@@ -64,6 +64,23 @@ def test_another_preset_is_refused(saved: Path) -> None:
         model_from_checkpoint(saved, preset="bevfusion-mit-r101-second")
     with pytest.raises(CheckpointError, match="names no preset"):
         save_checkpoint(saved.with_name("x.safetensors"), {}, {})
+
+
+def test_weights_of_no_preset_are_refused(tmp_path: Path) -> None:
+    for metadata in ("{}", "[]", "cut {"):
+        save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", {"format": FORMAT, "metadata": metadata})
+        with pytest.raises(CheckpointError, match="which preset") as caught:
+            load_checkpoint(tmp_path / "a.safetensors")
+        assert caught.value.remedy
+
+
+def test_half_precision_weights_are_told_from_other_widths(saved: Path, tmp_path: Path) -> None:
+    state, metadata = load_checkpoint(saved)
+    half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    save_checkpoint(tmp_path / "half.safetensors", half, metadata)
+    with pytest.raises(CheckpointError, match="in float16") as caught:
+        model_from_checkpoint(tmp_path / "half.safetensors")
+    assert "in float32" in caught.value.expected
 
 
 def test_a_preset_without_weights_says_so() -> None:
