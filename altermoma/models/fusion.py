@@ -100,11 +100,16 @@ class FusionModel(nn.Module):
 
     @property
     def camera_channels(self) -> int:
+        """Channels of the camera's map; where it is downsampled, pruning can give it others than the lifted pixels."""
+        convolutions = [part for part in self.view_transform.downsample.modules() if isinstance(part, nn.Conv2d)]
+        if convolutions:
+            return int(convolutions[-1].weight.shape[0])
         last = cast(nn.Conv2d, self.view_transform.depthnet[-1])
         return int(last.weight.shape[0]) - self.view_transform.depth_bins
 
     @property
     def lidar_channels(self) -> int:
+        """Channels of the LiDAR's map: what else the fuser reads."""
         return int(cast(nn.Conv2d, self.fusion_layer[0]).weight.shape[1]) - self.camera_channels
 
     @staticmethod

@@ -130,6 +130,20 @@ def test_camera_groups_equal_those_of_a_tracer(config: ModelConfig) -> None:
         assert found == expected, group.name
 
 
+@pytest.mark.parametrize("config", [BASIC, BOTTLENECK], ids=["basic", "bottleneck"])
+def test_a_pruned_model_still_masks_its_branches(config: ModelConfig) -> None:
+    model, batch = fusion_model(config), frame_batch(config.geometry)
+    groups = fusion_groups(model)
+    smaller = shrink(model, groups, random_keep(groups, 3))
+    with torch.no_grad():
+        camera, lidar = smaller.camera_branch(batch), smaller.lidar_branch(batch)
+        assert (smaller.camera_channels, smaller.lidar_channels) == (camera.shape[1], lidar.shape[1])
+        for masked, maps in (("camera", (camera * 0, lidar)), ("lidar", (camera, lidar * 0))):
+            expected = smaller.bbox_head(smaller.fuse(*maps)).dense_heatmap
+            found = smaller(batch, masked=masked).dense_heatmap  # type: ignore[arg-type]
+            torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 def test_pruning_twice_equals_masking_once() -> None:
     model, batch = in_float64(fusion_model(BOTTLENECK), frame_batch(BOTTLENECK.geometry))
     groups = fusion_groups(model)
