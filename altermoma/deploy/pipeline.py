@@ -27,6 +27,9 @@ PARTS: tuple[str, ...] = ("images", "depth", "voxels", "tables", *STAGES, "decod
 
 NO_POINTS = "empty point cloud: the LiDAR branch sees nothing"
 
+_FRAME = "hand over the frame as the bundle's reference/inputs.npz holds one"
+_CALIBRATE = "load the vehicle's calibration again, and check its units and the order of its cameras"
+
 T = TypeVar("T")
 
 
@@ -207,16 +210,27 @@ def _check_frame(
     }
     for name, (found, wanted) in expected.items():
         if found != wanted:
-            raise DataError(f"{name} has shape {list(found)}", expected=str(list(wanted)))
+            raise DataError(f"{name} has shape {list(found)}", expected=str(list(wanted)), remedy=_FRAME)
     if cameras_vhw3.dtype != np.uint8:
-        raise DataError(f"cameras_vhw3 is {cameras_vhw3.dtype}", expected="uint8 RGB")
+        raise DataError(f"cameras_vhw3 is {cameras_vhw3.dtype}", expected="uint8 RGB", remedy=_FRAME)
     if points_p5.ndim != 2 or points_p5.shape[1] != geometry.point_features or points_p5.dtype != np.float32:
         raise DataError(
             f"points_p5 is {points_p5.dtype} {list(points_p5.shape)}",
-            expected=f"float32 [points, {geometry.point_features}]",
+            expected=f"float32 [points, {geometry.point_features}]: x, y, z, intensity, time lag",
+            remedy=_FRAME,
         )
     bad = int((~np.isfinite(points_p5)).any(axis=1).sum())
     if bad:
-        raise DataError(f"{bad} of {len(points_p5)} points hold NaN or infinity", expected="finite coordinates")
+        raise DataError(
+            f"{bad} of {len(points_p5)} points hold NaN or infinity",
+            expected="finite coordinates",
+            remedy="drop the LiDAR driver's invalid returns: points[np.isfinite(points).all(axis=1)]",
+        )
     if not (np.isfinite(calibration.intrinsics_v33).all() and np.isfinite(calibration.camera_from_lidar_v44).all()):
-        raise DataError("the calibration holds NaN or infinity", expected="finite matrices")
+        raise DataError("the calibration holds NaN or infinity", expected="finite matrices", remedy=_CALIBRATE)
+    if not (calibration.intrinsics_v33[:, (0, 1), (0, 1)] > 0).all():
+        raise DataError(
+            "the intrinsics hold a focal length of 0 or less",
+            expected="fx and fy above 0, in pixels",
+            remedy=_CALIBRATE,
+        )

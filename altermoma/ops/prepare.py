@@ -79,15 +79,24 @@ class FramePreparer:
     def _check(self, images: NDArray[np.uint8], points: NDArray[np.float32], calibration: Calibration) -> None:
         views = self.geometry.image.cameras
         if images.ndim != 4 or images.shape[0] != views or images.shape[3] != 3:
-            raise DataError(f"images of shape {images.shape}", expected=f"[{views}, height, width, 3] RGB")
+            raise DataError(
+                f"images of shape {images.shape}",
+                expected=f"[{views}, height, width, 3] RGB",
+                remedy=f"give the pictures of all {views} cameras, zeros for one that is dead",
+            )
         columns = self.geometry.point_features
         if points.ndim != 2 or points.shape[1] != columns:
-            raise DataError(f"points of shape {points.shape}", expected=f"[P, {columns}]: x, y, z, intensity, time lag")
+            raise DataError(
+                f"points of shape {points.shape}",
+                expected=f"[P, {columns}]: x, y, z, intensity, time lag",
+                remedy="add the columns that are missing; the time lag of a single sweep is 0",
+            )
         shapes = calibration.intrinsics_v33.shape, calibration.camera_from_lidar_v44.shape
         if shapes != ((views, 3, 3), (views, 4, 4)):
             raise DataError(
                 f"calibration of shapes {shapes[0]} and {shapes[1]}",
                 expected=f"intrinsics [{views}, 3, 3] and camera_from_lidar [{views}, 4, 4]",
+                remedy="give one matrix of each kind per camera, in the order of the pictures",
             )
 
     @contextmanager

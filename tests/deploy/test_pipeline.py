@@ -134,6 +134,8 @@ def bad(of: Frame, change: str) -> tuple[Any, Any, Any]:
         calibration = dataclasses.replace(calibration, camera_from_lidar_v44=calibration.camera_from_lidar_v44[:1])
     if change == "calibration NaN":
         calibration = dataclasses.replace(calibration, intrinsics_v33=calibration.intrinsics_v33 * np.nan)
+    if change == "no focal length":
+        calibration = dataclasses.replace(calibration, intrinsics_v33=calibration.intrinsics_v33 * 0)
     return images, points, calibration
 
 
@@ -148,12 +150,14 @@ def bad(of: Frame, change: str) -> tuple[Any, Any, Any]:
         ("intrinsics", "intrinsics_v33"),
         ("poses", "camera_from_lidar_v44"),
         ("calibration NaN", "calibration holds NaN"),
+        ("no focal length", "focal length of 0"),
     ],
 )
 def test_bad_frames_are_errors(pipeline: Pipeline, change: str, said: str) -> None:
     with pytest.raises(DataError, match=said) as caught:
         pipeline(*bad(frame(1), change))
     assert caught.value.expected
+    assert caught.value.remedy
 
 
 def test_self_check_passes_and_reports_every_output(bundle: Bundle) -> None:
