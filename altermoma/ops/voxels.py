@@ -34,9 +34,11 @@ def voxelise(points_p5: NDArray[np.float32], geometry: Geometry) -> Voxels:
     low = np.asarray(geometry.point_range[:3], np.float32)
     size = np.asarray(geometry.voxel_size, np.float32)
     x, y, z = geometry.sparse_shape
-    cells_p3 = np.floor((points_p5[:, :3] - low) / size).astype(np.int32)
-    inside_p = ((cells_p3 >= 0) & (cells_p3 < np.asarray((x, y, z - 1)))).all(axis=1)
-    cells_p3, points = cells_p3[inside_p], points_p5[inside_p]
+    with np.errstate(over="ignore"):  # drivers mark lost returns with the largest float
+        floors_p3 = np.floor((points_p5[:, :3] - low) / size)
+    # Compared before the cast, which far coordinates would overflow.
+    inside_p = ((floors_p3 >= 0) & (floors_p3 < np.asarray((x, y, z - 1), np.float32))).all(axis=1)
+    cells_p3, points = floors_p3[inside_p].astype(np.int32), points_p5[inside_p]
     keys_p = (cells_p3[:, 0].astype(np.int64) * y + cells_p3[:, 1]) * z + cells_p3[:, 2]
     sorted_keys, order = _sorted(keys_p)
     starts = np.flatnonzero(np.diff(sorted_keys, prepend=-1))

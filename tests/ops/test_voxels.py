@@ -6,6 +6,7 @@ import dataclasses
 from collections import defaultdict
 
 import numpy as np
+import pytest
 
 from altermoma.geometry import Geometry
 from altermoma.ops.voxels import voxelise
@@ -53,3 +54,9 @@ def test_too_many_voxels_keep_those_seen_first_and_count_the_rest() -> None:
 
 def test_no_points_give_no_voxels() -> None:
     assert voxelise(np.zeros((0, 5), np.float32), GEOMETRY).features_nc.shape == (0, 5)
+
+
+@pytest.mark.parametrize("far", [3e9, 1e30, np.finfo(np.float32).max])
+def test_points_far_beyond_any_grid_are_left_out(far: float) -> None:
+    points = np.array([[0.1, 0.1, 0.1, 1, 0], [far, 0, 0, 1, 0], [0, -far, 0, 1, 0]], np.float32)
+    assert len(voxelise(points, Geometry()).keys_n) == 1
