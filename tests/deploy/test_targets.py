@@ -89,14 +89,19 @@ def test_broken_profiles(tmp_path: Path, old: str, new: str, said: str) -> None:
 
 
 @pytest.mark.slow
-def test_wheel_carries_the_profiles(tmp_path: Path) -> None:
+def test_wheel_carries_profiles_contracts_and_all_of_the_package(tmp_path: Path) -> None:
     """Installed without the checkout beside it, the package still knows its targets."""
     pytest.importorskip("hatchling")
     code = f"from hatchling.build import build_wheel; print(build_wheel({str(tmp_path)!r}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        carried = set(wheel.namelist())
         wheel.extractall(tmp_path / "site")
+    package = REPO / "altermoma"
+    files = {p for p in package.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+    assert {f"altermoma/{p.relative_to(package).as_posix()}" for p in files} <= carried
+    assert {f"altermoma/export/contracts/{p.name}" for p in (REPO / "export").glob("*.toml")} <= carried
     code = "from altermoma.deploy import targets; print(targets.__file__); print(*targets.target_names())"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path / "site", capture_output=True, text=True, check=False
