@@ -106,8 +106,10 @@ class TransFusionHead(nn.Module):
         scores = scores_bks.flatten(2).gather(2, index[:, None].expand(-1, self.config.classes, -1))
         features = cells.gather(1, index[..., None].expand(-1, -1, cells.shape[2]))
         positions = self.bev_positions[0][index]
-        # A 1x1 convolution over one-hot labels is a row look-up; the gather spares the one-hot tensor.
-        encoding = self.class_encoding.weight[:, :, 0].transpose(0, 1)[labels] + cast(Tensor, self.class_encoding.bias)
+        # A 1x1 convolution over one-hot labels is a row look-up, which spares the one-hot tensor. As an embedding: on a
+        # CPU the backward of plain indexing adds to a row in the order that threads happen to run.
+        rows = F.embedding(labels, self.class_encoding.weight[:, :, 0].transpose(0, 1))
+        encoding = rows + cast(Tensor, self.class_encoding.bias)
         return labels, positions, features + encoding, scores
 
     def _is_peak(self, scores: Tensor) -> Tensor:

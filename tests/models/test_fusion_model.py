@@ -13,7 +13,9 @@ from torch import nn
 from altermoma.errors import CheckpointError, PruningError, RecipeError
 from altermoma.models.attention import PackedAttention
 from altermoma.models.batch import collate
+from altermoma.models.config import HeadConfig
 from altermoma.models.fusion import FusionModel
+from altermoma.models.head import TransFusionHead
 from altermoma.models.presets import build
 from altermoma.models.rebuild import load_by_shape
 from altermoma.models.stages import stage_modules
@@ -98,6 +100,23 @@ def test_queries_are_the_highest_local_maxima(model: FusionModel) -> None:
     best = sorted(candidates, reverse=True)[:100]
     picked = found.query_scores[0].gather(0, found.query_labels[:1])[0]
     np.testing.assert_allclose(np.sort(picked)[::-1], [score for score, *_ in best], rtol=1e-6)
+
+
+def test_gradients_of_label_embeddings_are_summed_in_a_fixed_order() -> None:
+    before = torch.get_num_threads()
+    torch.manual_seed(0)
+    head = TransFusionHead(8, (20, 20), HeadConfig())
+    heatmap, cells, slope = torch.randn(8, 10, 20, 20), torch.randn(8, 400, 48), torch.randn(8, 100, 48)
+    found = set()
+    torch.set_num_threads(2)
+    try:
+        for _ in range(30):
+            head.zero_grad()
+            (head._propose(heatmap, cells)[2] * slope).sum().backward()
+            found.add(head.class_encoding.weight.grad.numpy().tobytes())  # type: ignore[union-attr]
+    finally:
+        torch.set_num_threads(before)
+    assert len(found) == 1
 
 
 def test_load_by_shape_takes_other_widths_and_refuses_other_models(model: FusionModel) -> None:
