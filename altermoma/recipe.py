@@ -42,7 +42,8 @@ class PruneRecipe:
     """Structured AlterMOMA. `amount` is the share removed of `budget`; scores are those of paper eq. 11-13.
 
     Attributes:
-        channel_step: widths of dense layers are multiples of this: below, convolution kernels pad instead.
+        channel_step: widths of dense layers are multiples of this: below, convolution kernels pad instead. 0 takes
+            the step of the engine's target and precision (deploy/<target>/target.toml).
         lidar_channel_step: the same for the sparse encoder, whose gathered rows are rows of matrices.
         min_channels: least width, rounded up to the step.
     """
@@ -50,7 +51,7 @@ class PruneRecipe:
     budget: Literal["flops", "channels", "params"] = "flops"
     amount: float = 0.5
     scope: tuple[Partition, ...] = ("camera", "lidar", "fusion")
-    channel_step: int = 16
+    channel_step: int = 0
     lidar_channel_step: int = 8
     min_channels: int = 8
     alpha: float = 1.0
@@ -177,7 +178,7 @@ _RANGES: dict[str, dict[str, _Range]] = {
     "data": {"sweeps": _COUNT, "synth_scenes": _COUNT, "synth_seed": _NATURAL},
     "prune": {
         "amount": _PART,
-        "channel_step": _COUNT,
+        "channel_step": _NATURAL,
         "lidar_channel_step": _COUNT,
         "min_channels": _COUNT,
         "alpha": _ANY,

@@ -96,6 +96,8 @@ def prune(
             expected=f"{needed} or more",
             remedy="lower prune.score_batches and prune.reactivation_batches, or give more frames",
         )
+    if recipe.channel_step < 1:
+        raise PruningError("prune.channel_step = 0", expected="1 or more; 0 is for the target to fill in")
     groups = fusion_groups(model)
     scoped = select_groups(groups, recipe.scope)
     frame = batches[0][0] if reference is None else reference

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from altermoma.data.dataset import batch_indices
+from altermoma.deploy.targets import load_target
 from altermoma.frames import Boxes
 from altermoma.progress import track
+from altermoma.recipe import Recipe
 from altermoma.workflow.place import Workplace
 
 if TYPE_CHECKING:
     from altermoma.models.batch import FrameBatch
 
 PRUNED_FILE = "pruned.safetensors"
+
+
+def with_target_widths(recipe: Recipe) -> Recipe:
+    """The recipe with the channel step of its target and precision, where it leaves that open."""
+    if recipe.prune.channel_step:
+        return recipe
+    step = load_target(recipe.engine.target).step(recipe.engine.precision)
+    return dataclasses.replace(recipe, prune=dataclasses.replace(recipe.prune, channel_step=step))
 
 
 def scoring_batches(place: Workplace) -> list[tuple[FrameBatch, list[Boxes]]]:

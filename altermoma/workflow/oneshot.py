@@ -11,7 +11,6 @@ import numpy as np
 
 from altermoma.deploy.bundle import MANIFEST_FILE, Bundle
 from altermoma.deploy.manifest import to_text
-from altermoma.deploy.targets import load_target
 from altermoma.frames import Boxes
 from altermoma.recipe import Recipe
 from altermoma.report.html import write_report
@@ -20,6 +19,7 @@ from altermoma.report.summary import Summary
 from altermoma.report.table import print_summary
 from altermoma.storage import atomic_path, content_key, write_text
 from altermoma.workflow.accuracy import DETECTIONS_FILE
+from altermoma.workflow.compress import with_target_widths
 from altermoma.workflow.detections import read_detections
 from altermoma.workflow.engines import check_buildable
 from altermoma.workflow.keys import code_version
@@ -42,7 +42,7 @@ def run(recipe: Recipe, out: Path | None = None) -> Summary:
     """
     started = time.monotonic()
     check_buildable(recipe.engine)
-    load_target(recipe.engine.target)
+    recipe = with_target_widths(recipe)
     place = Workplace(recipe)
     steps, code = plan(place), code_version()
     with open_run(recipe, content_key({"steps": step_keys(steps, code)}), out) as folder:

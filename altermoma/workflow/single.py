@@ -10,7 +10,7 @@ from altermoma.deploy.pipeline import Backend
 from altermoma.recipe import Recipe
 from altermoma.storage import write_bytes
 from altermoma.workflow import accuracy
-from altermoma.workflow.compress import PRUNED_FILE, prune_model
+from altermoma.workflow.compress import PRUNED_FILE, prune_model, with_target_widths
 from altermoma.workflow.place import Workplace
 from altermoma.workflow.plan import precisions_of
 
@@ -43,7 +43,7 @@ def _seeded(recipe: Recipe) -> Any:
 def prune_to_file(recipe: Recipe, file: Path) -> Path:
     """Scores and prunes; returns the file of pruned weights."""
     with tempfile.TemporaryDirectory(prefix="altermoma-prune-") as folder:
-        prune_model(Workplace(recipe), Path(folder))
+        prune_model(Workplace(with_target_widths(recipe)), Path(folder))
         write_bytes(file, (Path(folder) / PRUNED_FILE).read_bytes())
     return file
 
