@@ -26,6 +26,8 @@ from altermoma.workflow.steps import Records, StepResult, peak_memory_mib
 from altermoma.workflow.versions import versions
 
 EMULATED = "fp16 is emulated on the CPU: right for accuracy, meaningless for latency, so none is given"
+BUSY = 1.25
+"""Load per processor above which latencies are not to be trusted; the steps before leave up to 1."""
 _RUNTIME_TITLES = {"onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT", "torch": "torch"}
 
 
@@ -88,7 +90,9 @@ def _variant(
     times = latency.get(name)
     dense = latency.get({"torch": "dense"}.get(runtime, f"dense-{runtime}-{precision}"))
     emulated = runtime == "onnxruntime" and precision == "fp16"
-    title = f"{'pruned' if pruned else 'dense'}, {_RUNTIME_TITLES[runtime]}"
+    title = f"{'pruned' if pruned else 'dense'}, {BUSY = 1.25
+"""Load per processor above which latencies are not to be trusted; the steps before leave up to 1."""
+_RUNTIME_TITLES[runtime]}"
     return Variant(
         title=f"{title} {precision}" if engine else title,
         runtime=runtime,
@@ -164,4 +168,12 @@ def _device(conditions: dict[str, Any]) -> str:
 
 def _notes(records: Records) -> tuple[str, ...]:
     findings = {finding for precision in records["export"].values() for finding in precision["findings"]}
-    return tuple(f"lint: {finding}" for finding in sorted(findings))
+    return (*busy(records["bench"]["conditions"]), *(f"lint: {finding}" for finding in sorted(findings)))
+
+
+def busy(conditions: dict[str, Any]) -> tuple[str, ...]:
+    """A warning where other processes wanted the processors during the timing; one's own threads are no others."""
+    load, processors = conditions.get("load_1min"), conditions.get("cpus")
+    if load is None or not processors or load <= BUSY * processors:
+        return ()
+    return (f"the machine was busy while latencies were taken (load {load} on {processors} processors): time again",)

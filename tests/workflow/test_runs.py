@@ -101,3 +101,20 @@ def test_the_recipe_of_no_run_is_an_error(tmp_path: Path) -> None:
     write_json(tmp_path / "run.json", {"key": "k", "recipe": {"nmae": "x"}})
     with pytest.raises(RecipeError, match="nmae"):
         recipe_of(tmp_path)
+
+
+def test_a_report_never_replaces_the_results_of_another_version(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with open_run(RECIPE, "key", out) as run:
+        write_json(run.summary, {"mAP": 1})
+    with pytest.raises(StorageError, match="another version"), open_run(RECIPE, "newer", out, same_only=True):
+        pass
+    assert run.summary.exists()
+
+
+def test_a_damaged_marker_does_not_stop_other_runs(tmp_path: Path) -> None:
+    broken = tmp_path / "half-1" / "run.json"
+    broken.parent.mkdir()
+    broken.write_text("{")
+    with open_run(RECIPE, "key", None, tmp_path) as run:
+        assert run.path != broken.parent

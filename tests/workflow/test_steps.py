@@ -176,3 +176,29 @@ def test_killed_at_any_moment_the_result_is_the_same(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert _result(folder) == expected
+
+
+def test_a_kill_while_an_old_step_is_removed_leaves_nothing_that_looks_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = Calls()
+    run_steps(calls.steps(), tmp_path, "code")
+
+    def killed(_path: Path) -> None:
+        (tmp_path / "first" / "value").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("altermoma.workflow.steps.shutil.rmtree", killed)
+        run_steps(calls.steps(amount=5), tmp_path, "code")
+    again = run_steps(calls.steps(), tmp_path, "code")
+    assert again["second"].record == {"product": 6, "seen": 2}
+
+
+def test_a_file_that_cannot_be_read_is_not_called_a_full_disk(tmp_path: Path) -> None:
+    def reads(_folder: Path, _: Records) -> Record:
+        raise PermissionError(errno.EACCES, "no", "sensor.bin")
+
+    step = Step(name="reads", title="Reads", inputs=0, needs=(), run=reads)
+    with pytest.raises(PermissionError):
+        run_steps((step,), tmp_path, "code")
