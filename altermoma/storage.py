@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +38,18 @@ def content_key(record: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
+WRITE_ONLY = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+"""Errors that only a write can meet; the others may come from reading."""
+
+
 @contextlib.contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turns a full disk or a read-only place into an error that says so."""
+def storage_errors(path: Path, only: Container[int] | None = None) -> Iterator[None]:
+    """Turns a full disk or a read-only place into an error that says so; `only` names the error numbers meant."""
     try:
         yield
     except OSError as error:
         remedy = _STORAGE_ERRNOS.get(error.errno or 0)
-        if remedy is None:
+        if remedy is None or (only is not None and error.errno not in only):
             raise
         raise StorageError(
             f"cannot write {path}: {os.strerror(error.errno or 0)}", expected="a writable place", remedy=remedy

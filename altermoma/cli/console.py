@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import os
+import signal
 import sys
 from collections.abc import Callable
 
 import typer
 
 from altermoma.errors import AltermomaError, StorageError
-
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+from altermoma.storage import WRITE_ONLY
 
 
 def new_app(help_text: str) -> typer.Typer:
@@ -31,16 +30,20 @@ def run_app(app: Callable[[], object]) -> None:
 
     A programming error keeps its traceback: it is ours to read, not the user's to puzzle over.
     """
+    # A polite kill unwinds like ctrl-C, so that drafts of files are removed.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except AltermomaError as error:
         _fail(error)
     except OSError as error:
-        if error.errno not in _NO_SPACE:
+        if error.errno not in WRITE_ONLY:
             raise
         place = error.filename or "a file"
         _fail(
-            StorageError(f"cannot write {place}: {os.strerror(error.errno)}", remedy="free space or use another --out")
+            StorageError(
+                f"cannot write {place}: {os.strerror(error.errno or 0)}", remedy="free space or use another --out"
+            )
         )
     except KeyboardInterrupt:
         print("stopped; run the same command again to continue", file=sys.stderr)

@@ -13,4 +13,4 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of an
     from altermoma.workflow import oneshot
     from altermoma.workflow.runs import recipe_of
 
-    oneshot.run(recipe_of(run), run)
+    oneshot.run(recipe_of(run), run, same_only=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from altermoma.errors import StorageError
 from altermoma.frames import Boxes
 from altermoma.storage import atomic_path
 
@@ -26,9 +28,16 @@ def write_detections(path: Path, detections: Mapping[str, Boxes]) -> None:
 
 
 def read_detections(path: Path) -> dict[str, Boxes]:
-    """Reads what `write_detections` wrote."""
-    with np.load(path, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
+    """Reads what `write_detections` wrote; a missing or damaged file is an error naming it."""
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise StorageError(
+            f"{path} is missing or damaged: {error}",
+            expected="detections that an earlier step wrote",
+            remedy=f"delete {path.parent} and run again",
+        ) from error
     ends = np.cumsum(arrays["counts"])
     starts = ends - arrays["counts"]
     return {

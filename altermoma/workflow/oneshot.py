@@ -30,12 +30,13 @@ from altermoma.workflow.steps import run_steps, step_keys
 from altermoma.workflow.summarise import summarise
 
 
-def run(recipe: Recipe, out: Path | None = None) -> Summary:
+def run(recipe: Recipe, out: Path | None = None, *, same_only: bool = False) -> Summary:
     """Does everything the recipe asks for and prints the summary table.
 
     Args:
         recipe: what to do.
         out: run folder; None continues an unfinished run of the same content or starts a new one below `runs/`.
+        same_only: refuse to replace the results of another recipe, version or data set in `out`.
 
     Raises:
         AltermomaError: any of its kinds; work already done is kept and reused by the next run.
@@ -45,7 +46,7 @@ def run(recipe: Recipe, out: Path | None = None) -> Summary:
     recipe = with_target_widths(recipe)
     place = Workplace(recipe)
     steps, code = plan(place), code_version()
-    with open_run(recipe, content_key({"steps": step_keys(steps, code)}), out) as folder:
+    with open_run(recipe, content_key({"steps": step_keys(steps, code)}), out, same_only=same_only) as folder:
         results = run_steps(steps, folder.steps, code)
         summary = summarise(recipe, results, started, str(folder.bundle))
         leave_bundle(folder, summary)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from altermoma.deploy.pipeline import Backend
+from altermoma.errors import DataError
 from altermoma.recipe import Precision, Recipe
 from altermoma.storage import sha256_of
 from altermoma.workflow import accuracy, engines
@@ -56,8 +57,10 @@ def plan(place: Workplace) -> tuple[Step, ...]:
     recipe = place.recipe
     parts: dict[str, Any] = recipe.to_dict()
     weights = sha256_of(place.checkpoint)
-    source = {"recipe": parts["data"], "tables": data_key(place.root, recipe.data.version) if recipe.data.root else ""}
-    source["recipe"] = {key: value for key, value in parts["data"].items() if key != "root"}
+    source = {
+        "recipe": {key: value for key, value in parts["data"].items() if key != "root"},
+        "tables": data_key(place.root, recipe.data.version) if recipe.data.root else "",
+    }
     model = {"model": recipe.model, "weights": weights}
     target = {"export": parts["export"], "engine": parts["engine"], "name": recipe.name}
     steps = _Steps(place)
@@ -107,6 +110,12 @@ class _Steps:
 
     def data(self, folder: Path, _: Records) -> Record:
         place = self._place
+        if all(place.reader.truth(token) is None for token in place.val.tokens):
+            raise DataError(
+                f"split {place.recipe.data.val_split} has no annotations",
+                expected="a validation split with true boxes",
+                remedy="set data.val_split to an annotated split",
+            )
         return {
             "version": place.recipe.data.version,
             "train_frames": len(place.train),

@@ -42,7 +42,9 @@ class RunFolder:
 
 
 @contextlib.contextmanager
-def open_run(recipe: Recipe, key: str, out: Path | None, runs: Path = RUNS) -> Iterator[RunFolder]:
+def open_run(
+    recipe: Recipe, key: str, out: Path | None, runs: Path = RUNS, *, same_only: bool = False
+) -> Iterator[RunFolder]:
     """Yields the folder of this run, locked against a second process.
 
     Args:
@@ -51,6 +53,7 @@ def open_run(recipe: Recipe, key: str, out: Path | None, runs: Path = RUNS) -> I
         out: the folder asked for; None continues an unfinished run of the same key below `runs`, or starts
             `runs/<recipe>-<time>`.
         runs: where runs live by default.
+        same_only: refuse a folder whose results belong to another key instead of replacing them.
 
     Raises:
         StorageError: the folder is in use, holds something else, or cannot be written.
@@ -66,6 +69,12 @@ def open_run(recipe: Recipe, key: str, out: Path | None, runs: Path = RUNS) -> I
             _claim(path, stack)
         run = RunFolder(path=path)
         if not (path / "run.json").is_file() or read_json(path / "run.json").get("key") != key:
+            if same_only:
+                raise StorageError(
+                    f"{path} was made by another version of the program, or its data or weights have changed",
+                    expected="a run that this program would make again as it is",
+                    remedy=f"keep its report, or do it again: altermoma-export ... --out {path}",
+                )
             _drop_results(run)
             write_json(path / "run.json", {"key": key, "recipe": recipe.to_dict()})
         yield run
@@ -93,11 +102,20 @@ def _fresh(runs: Path, name: str) -> Path:
 def _unfinished(key: str, runs: Path, stack: contextlib.ExitStack) -> Path | None:
     """The newest run of this key that has no summary yet and that no other process works in; locked."""
     for marker in sorted(runs.glob("*/run.json"), key=lambda path: path.stat().st_mtime, reverse=True):
-        if (marker.parent / "summary.json").is_file() or read_json(marker).get("key") != key:
+        if (marker.parent / "summary.json").is_file() or _key_of(marker) != key:
             continue
         if _lock(marker.parent, stack):
             return marker.parent
     return None
+
+
+def _key_of(marker: Path) -> str | None:
+    """The key of a run; None where its marker is damaged, which must not stop other runs."""
+    try:
+        found = read_json(marker)
+    except StorageError:
+        return None
+    return found.get("key") if isinstance(found, dict) else None
 
 
 def _drop_results(run: RunFolder) -> None:

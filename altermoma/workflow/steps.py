@@ -18,7 +18,7 @@ from typing import Any
 
 from altermoma.errors import StorageError
 from altermoma.progress import say
-from altermoma.storage import content_key, read_json, storage_errors, write_json
+from altermoma.storage import WRITE_ONLY, content_key, read_json, storage_errors, write_json
 
 Record = dict[str, Any]
 Records = dict[str, Record]
@@ -100,7 +100,7 @@ def _perform(step: Step, place: Path, key: str, records: Records) -> StepResult:
     _prepare(place, key)
     say(f"{step.title} ...")
     started = time.monotonic()
-    with storage_errors(place):
+    with storage_errors(place, only=WRITE_ONLY):
         record = step.run(place, records)
     spent = time.monotonic() - started
     result = StepResult(key=key, record=record, seconds=spent, peak_memory_mib=peak_memory_mib(), reused=False)
@@ -116,10 +116,11 @@ def _prepare(place: Path, key: str) -> None:
     """Leaves a folder whose content belongs to `key`: this step's partial work, or nothing."""
     marker = place / "started.json"
     fits = marker.is_file() and read_json(marker).get("key") == key
+    # The marker goes first: a kill while the rest is removed must not leave a step that looks done.
+    (place / "done.json").unlink(missing_ok=True)
     if place.exists() and not fits:
         with storage_errors(place):
             shutil.rmtree(place)
-    (place / "done.json").unlink(missing_ok=True)
     if not fits:
         write_json(marker, {"key": key})
 
