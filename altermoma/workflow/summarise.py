@@ -90,9 +90,7 @@ def _variant(
     times = latency.get(name)
     dense = latency.get({"torch": "dense"}.get(runtime, f"dense-{runtime}-{precision}"))
     emulated = runtime == "onnxruntime" and precision == "fp16"
-    title = f"{'pruned' if pruned else 'dense'}, {BUSY = 1.25
-"""Load per processor above which latencies are not to be trusted; the steps before leave up to 1."""
-_RUNTIME_TITLES[runtime]}"
+    title = f"{'pruned' if pruned else 'dense'}, {_RUNTIME_TITLES[runtime]}"
     return Variant(
         title=f"{title} {precision}" if engine else title,
         runtime=runtime,
