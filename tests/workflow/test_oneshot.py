@@ -80,7 +80,7 @@ def figures(out: Path) -> dict[str, Any]:
     record = json.loads((out / "summary.json").read_text())
     for variant in record["variants"].values():
         del variant["latency_ms"], variant["realised_share"]
-    timed = {"seconds", "peak_memory_mib", "realised_share", "engines"}
+    timed = {"seconds", "peak_memory_mib", "realised_share", "engines", "notes"}
     return {key: value for key, value in record.items() if key not in timed}
 
 
