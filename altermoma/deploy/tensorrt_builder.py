@@ -16,7 +16,10 @@ from altermoma.deploy.tensorrt_api import (
     strongly_typed,
 )
 from altermoma.deploy.tensorrt_inspect import EngineLayers, read_layers, require_precision
+from altermoma.deploy.tensorrt_islands import require_islands
+from altermoma.deploy.tensorrt_precision import find_islands, pin_precisions, trace_network
 from altermoma.errors import EngineError
+from altermoma.progress import say
 from altermoma.storage import content_key
 
 
@@ -76,6 +79,9 @@ def build_engine(
     builder = trt.Builder(logger)
     network = builder.create_network(network_flags(trt))
     _parse(trt, network, logger, onnx, stage)
+    traced = trace_network(trt, network)
+    if options.precision == "fp16" and not strongly_typed(trt):
+        pin_precisions(trt, traced, stage)
     config = builder.create_builder_config()
     _configure(trt, config, options)
     _add_profile(builder, config, stage)
@@ -87,6 +93,10 @@ def build_engine(
     payload = bytes(memoryview(plan))
     layers = _inspect(trt, logger, payload, messages)
     require_precision(stage.name, options.precision, layers)
+    if options.precision != "fp32":
+        unseen = require_islands(stage, find_islands(traced, stage), layers)
+        if unseen:
+            say(f"stage {stage.name}: the engine's report does not show what touches {', '.join(unseen)}: unverified")
     return BuiltEngine(plan=payload, layers=layers, timing_cache=bytes(memoryview(cache.serialize())))
 
 
@@ -132,7 +142,10 @@ def _configure(trt: Any, config: Any, options: BuildOptions) -> None:
 
 
 def _permit_precision(trt: Any, config: Any, options: BuildOptions) -> None:
-    """8.x: the graph's precision is a wish that only flags make binding."""
+    """8.x: what the flags permit; `pin_precisions` gives OBEY_PRECISION_CONSTRAINTS something to enforce.
+
+    Layers of int8 graphs stay free: next to Q/DQ pairs a precision of their own would keep them from being quantised.
+    """
     flags = trt.BuilderFlag
     if options.precision in {"fp16", "int8"}:
         config.set_flag(flags.FP16)

@@ -29,11 +29,18 @@ _SPARSE = re.compile(r"\(Sparsity\).*?(?P<kind>eligible|picked).*?:\s*(?P<layers
 
 @dataclass(frozen=True, kw_only=True)
 class EngineLayer:
-    """One layer after fusion. `precisions` are the types of its inputs and outputs, sorted."""
+    """One layer after fusion.
+
+    Attributes:
+        precisions: types of its inputs and outputs, sorted.
+        reads, writes: names of its inputs and outputs with their type; empty where it is not told.
+    """
 
     name: str
     kind: str
     precisions: tuple[str, ...]
+    reads: tuple[tuple[str, str], ...] = ()
+    writes: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +83,8 @@ def require_precision(stage: str, precision: str, layers: EngineLayers) -> None:
     """An engine that does not compute in what was asked for is an error, never a silent fallback.
 
     fp32: no layer touches a narrower float. fp16 and int8: some layer does; islands of wider layers are the graph's
-    own choice. Layers without a told type (LAYER_NAMES_ONLY) cannot be verified.
+    own choice, which `tensorrt_islands` holds the engine to. Layers without a told type (LAYER_NAMES_ONLY) cannot be
+    verified.
 
     Raises:
         EngineError: names the stage and what was found.
@@ -101,11 +109,18 @@ def require_precision(stage: str, precision: str, layers: EngineLayers) -> None:
 def _layer(item: Any) -> EngineLayer:
     if isinstance(item, str):
         return EngineLayer(name=item, kind="", precisions=())
-    tensors = [*_list(item, "Inputs"), *_list(item, "Outputs")]
-    precisions = {p for tensor in tensors for p in (_precision(tensor),) if p}
+    reads, writes = (tuple((_name(t), _precision(t)) for t in _list(item, key)) for key in ("Inputs", "Outputs"))
     return EngineLayer(
-        name=str(item.get("Name", "")), kind=str(item.get("LayerType", "")), precisions=tuple(sorted(precisions))
+        name=str(item.get("Name", "")),
+        kind=str(item.get("LayerType", "")),
+        precisions=tuple(sorted({precision for _, precision in (*reads, *writes) if precision})),
+        reads=reads,
+        writes=writes,
     )
+
+
+def _name(tensor: Any) -> str:
+    return str(tensor.get("Name", "")) if isinstance(tensor, dict) else str(tensor)
 
 
 def _list(item: dict[str, Any], key: str) -> list[Any]:
