@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ Variant = Callable[[Frame], Mapping[str, float] | None]
 
 FRAME = "frame"
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0}
+_TASKS = "/proc/self/task"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,20 +137,44 @@ def realised_share(ms_dense: float, ms_pruned: float, flops_reduction: float) ->
 
 @contextlib.contextmanager
 def pinned_threads(threads: int) -> Iterator[None]:
-    """Keeps the process on as many CPUs as it has threads, where the system lets it, and undoes that afterwards.
+    """Keeps every thread of the process, old and new, on as many CPUs, where the system lets it; undone afterwards.
 
-    Libraries read OMP_NUM_THREADS when they load; for ONNX Runtime pass `threads` to the pipeline, for torch call
-    its set_num_threads.
+    Libraries that load inside read OMP_NUM_THREADS; those that are loaded already keep their number of threads: for
+    ONNX Runtime pass `threads` to the pipeline, for torch call its set_num_threads.
     """
+    given = os.environ.get("OMP_NUM_THREADS")
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
-    if before is not None and len(before) > threads:
-        os.sched_setaffinity(0, set(sorted(before)[-threads:]))
+    before = _affinities()
+    allowed = before.get(threading.get_native_id(), set())
+    if len(allowed) > threads:
+        _pin({thread: set(sorted(allowed)[-threads:]) for thread in before})
     try:
         yield
     finally:
-        if before is not None:
-            os.sched_setaffinity(0, before)
+        if len(allowed) > threads:
+            # Threads born inside took over the pin of their parent.
+            _pin({thread: before.get(thread, allowed) for thread in _affinities()})
+        if given is None:
+            os.environ.pop("OMP_NUM_THREADS", None)
+        else:
+            os.environ["OMP_NUM_THREADS"] = given
+
+
+def _affinities() -> dict[int, set[int]]:
+    """CPUs by thread of this process; empty where the system does not tell (not Linux)."""
+    found: dict[int, set[int]] = {}
+    if hasattr(os, "sched_getaffinity") and os.path.isdir(_TASKS):
+        for thread in map(int, os.listdir(_TASKS)):
+            with contextlib.suppress(ProcessLookupError):
+                found[thread] = os.sched_getaffinity(thread)
+    return found
+
+
+def _pin(cpus: Mapping[int, set[int]]) -> None:
+    """Threads that have ended meanwhile and systems that forbid it are left alone."""
+    for thread, wanted in cpus.items():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.sched_setaffinity(thread, wanted)
 
 
 def conditions(threads: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 import time
 from collections.abc import Mapping
 
@@ -82,12 +83,57 @@ def test_realised_share_of_the_paper() -> None:
         realised_share(100.0, 90.0, 0.0)
 
 
-def test_pinning_is_undone() -> None:
-    before = os.sched_getaffinity(0)
+class Waiting(threading.Thread):
+    """A thread that was there before, or is born inside, and lives on."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.up, self.end = threading.Event(), threading.Event()
+        self.start()
+        assert self.up.wait(10)
+
+    def run(self) -> None:
+        self.up.set()
+        self.end.wait(60)
+
+    @property
+    def cpus(self) -> set[int]:
+        assert self.native_id is not None
+        return os.sched_getaffinity(self.native_id)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinities on this system")
+def test_every_thread_is_pinned_and_set_free_again() -> None:
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) < 2:
+        pytest.skip("one CPU")
+    old, narrow = Waiting(), Waiting()
+    assert narrow.native_id is not None
+    os.sched_setaffinity(narrow.native_id, {min(allowed)})
     with contextlib.suppress(ValueError), pinned_threads(1):
-        assert len(os.sched_getaffinity(0)) == 1
+        pinned = os.sched_getaffinity(0)
+        born = Waiting()
+        assert len(pinned) == 1
+        assert old.cpus == narrow.cpus == born.cpus == pinned
+        ended = Waiting()
+        ended.end.set()
+        ended.join()
         raise ValueError("a variant that fails")
-    assert os.sched_getaffinity(0) == before
+    assert os.sched_getaffinity(0) == old.cpus == born.cpus == allowed
+    assert narrow.cpus == {min(allowed)}, "a thread that was bound already is bound as before"
+    for thread in (old, narrow, born):
+        thread.end.set()
+
+
+@pytest.mark.parametrize("given", [None, "3"])
+def test_the_environment_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch, given: str | None) -> None:
+    if given is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    with pinned_threads(2):
+        assert os.environ["OMP_NUM_THREADS"] == (given or "2")
+    assert os.environ.get("OMP_NUM_THREADS") == given
 
 
 def test_nothing_to_run_is_an_error() -> None:
