@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from altermoma.deploy import onnxruntime_backend
 from altermoma.errors import ExportError
 from altermoma.export.contract import ModelContract, StageContract, Unordered
 
@@ -117,13 +118,8 @@ def raise_on_drift(parities: Iterable[Parity]) -> None:
 
 
 def open_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    """A one-thread CPU session of a graph in memory."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    """A one-thread CPU session of a graph in memory, as a bundle's runtime opens it."""
+    return onnxruntime_backend.open_session(model.SerializeToString(), model.graph.name or "without a name", threads=1)
 
 
 def run_session(session: onnxruntime.InferenceSession, tensors: Mapping[str, Array]) -> Arrays:
