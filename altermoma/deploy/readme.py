@@ -39,7 +39,9 @@ def bundle_readme(manifest: Manifest) -> str:
 
 _PRECISION_NOTE = (
     "The precision is written into these graphs. On TensorRT 10 write `--stronglyTyped` in place of `--fp16`; on 11"
-    " leave both out. For fp32 add `--noTF32` where full precision is wanted."
+    " leave both out. On 8.x `--fp16` lets trtexec round what the graph computes in fp32, box coordinates among it:"
+    " `altermoma build` binds every layer to the graph's precision and checks the engine."
+    " For fp32 add `--noTF32` where full precision is wanted."
 )
 
 

@@ -13,8 +13,6 @@ from typing import Any, Literal
 
 from altermoma.errors import RecipeError
 
-GENERIC = "generic"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Target:

@@ -16,8 +16,8 @@ import pytest
 from tiny_bundle import AXES, GEOMETRY, content, frame, reference, stage_graph, toy_bundle
 
 from altermoma.deploy.bundle import Bundle, StageGraph, library_versions, write_bundle
-from altermoma.deploy.describe import describe_graph
 from altermoma.deploy.manifest import AxisRange, EngineRecord, EngineState, to_text
+from altermoma.deploy.onnxruntime_backend import OnnxRuntimeStage
 from altermoma.deploy.readme import polygraphy_command, trtexec_command
 from altermoma.errors import BundleError, StorageError
 from altermoma.storage import sha256_of
@@ -253,9 +253,9 @@ def test_engine_records_cannot_point_outside(copied: Path, tmp_path: Path) -> No
         Bundle.open(copied)
 
 
-def test_describe_refuses_what_is_no_graph() -> None:
-    with pytest.raises(BundleError, match="does not load"):
-        describe_graph(b"no graph", name="camera", axes={})
+def test_runtime_refuses_what_is_no_graph(bundle: Bundle) -> None:
+    with pytest.raises(BundleError, match="the graph of stage camera does not load"):
+        OnnxRuntimeStage(b"no graph", bundle.stages("fp32")["camera"])
 
 
 def test_manifest_text_is_stable(bundle: Bundle) -> None:

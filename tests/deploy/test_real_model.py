@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from describe import describe_graph
 
 from altermoma.deploy.bundle import Bundle, BundleContent, write_bundle
-from altermoma.deploy.describe import describe_graph
 from altermoma.deploy.manifest import AxisRange
 from altermoma.deploy.pipeline import NO_POINTS, Pipeline
 from altermoma.deploy.reference import Reference

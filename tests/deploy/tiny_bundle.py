@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from describe import describe_graph
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from altermoma.deploy.bundle import Bundle, BundleContent, write_bundle
-from altermoma.deploy.describe import describe_graph
 from altermoma.deploy.manifest import AxisRange
 from altermoma.deploy.reference import Reference
 from altermoma.frames import CLASS_NAMES, Calibration, Frame

@@ -1,4 +1,4 @@
-"""The contract of a stage read from its own graph: names, dtypes and sizes as exported, pruned widths included."""
+"""The contract of a toy stage, read from its own graph: exports bring one of their own."""
 
 from __future__ import annotations
 
