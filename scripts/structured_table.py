@@ -30,7 +30,8 @@ def run(recipe: Recipe, folder: Path) -> Summary:
     if not (folder / "summary.json").is_file():
         written = folder.with_suffix(".toml")
         write_text(written, recipe.to_toml())
-        command = [sys.executable, "-m", "altermoma.cli.oneshot", "--recipe", str(written), "--out", str(folder)]
+        start = "from altermoma.cli.oneshot import main; main()"
+        command = [sys.executable, "-c", start, "--recipe", str(written), "--out", str(folder)]
         say(" ".join(command))
         subprocess.run(command, check=True)
     return Summary.read(folder / "summary.json")
