@@ -75,6 +75,7 @@ class TrainRecipe:
         ema_decay: of the averaged weights, which are what training returns; 0 returns the last weights.
         depth_weight: of the auxiliary loss that teaches the camera branch its depth from LiDAR returns (as BEVDepth);
             without it a tiny camera branch does not find objects in thousands of steps.
+        distill_weight: of the loss that holds a pruned model against the dense one (altermoma-export only).
         match_radius: metres; a true box is matched to no query farther away. 0 sets no limit, as TransFusion.
         checkpoint_every: steps between two saved states; a kill loses at most so many.
     """
@@ -91,6 +92,7 @@ class TrainRecipe:
     ema_decay: float = 0.0
     match_radius: float = 0.0
     depth_weight: float = 0.0
+    distill_weight: float = 0.0
     checkpoint_every: int = 50
     seed: int = 0
 
@@ -200,6 +202,7 @@ _RANGES: dict[str, dict[str, _Range]] = {
         "ema_decay": _PART,
         "match_radius": _NATURAL,
         "depth_weight": _NATURAL,
+        "distill_weight": _NATURAL,
         "checkpoint_every": _COUNT,
         "seed": _NATURAL,
     },

@@ -25,6 +25,17 @@ def removed_channels(group: ChannelGroup, keep: Keep) -> Tensor:
     return gone.nonzero()[:, 0]
 
 
+def kept_entries(groups: Sequence[ChannelGroup], keep: Keep, tensor: str, dim: int, size: int) -> Tensor:
+    """Which of the `size` entries of a dense tensor's dimension stay, rising int64."""
+    stays = torch.ones(size, dtype=torch.bool)
+    for group in groups:
+        removed = removed_channels(group, keep)
+        for member in group.members:
+            if (member.tensor, member.dim) == (tensor, dim):
+                stays[member.indices(removed)] = False
+    return stays.nonzero()[:, 0]
+
+
 def shrink_state(state: Mapping[str, Tensor], groups: Sequence[ChannelGroup], keep: Keep) -> dict[str, Tensor]:
     """State dict without the removed channels: one index selection per touched tensor dimension.
 

@@ -26,6 +26,7 @@ from altermoma.progress import track
 from altermoma.recipe import TrainRecipe
 from altermoma.storage import content_key
 from altermoma.training.depth import captured_depth_logits, depth_loss
+from altermoma.training.distill import Teacher, captured_maps
 from altermoma.training.heap import keep_freed_memory
 from altermoma.training.log import LOG_FILE, append, open_log
 from altermoma.training.losses import LossTerms, detection_loss
@@ -77,19 +78,21 @@ Objective = Callable[[FusionModel, Sequence[Sample]], LossTerms]
 OnStep = Callable[[StepReport], None]
 
 
-def detection_objective(recipe: TrainRecipe) -> Objective:
-    """The detection loss of a fusion model, on the model's device."""
+def detection_objective(recipe: TrainRecipe, teacher: Teacher | None = None) -> Objective:
+    """The detection loss of a fusion model on its own device, with depth supervision and a teacher if asked for."""
     costs = MatchCosts(radius=recipe.match_radius)
 
     def objective(model: FusionModel, samples: Sequence[Sample]) -> LossTerms:
         geometry = model.config.geometry
         batch = collate([sample.inputs for sample in samples], geometry).to(next(model.parameters()).device)
-        with captured_depth_logits(model) as logits:
+        with captured_depth_logits(model) as logits, captured_maps(model) as maps:
             outputs = model(batch, masked=recipe.masked)
         terms = detection_loss(outputs, [sample.truth for sample in samples], geometry, costs=costs)
-        if not logits or recipe.depth_weight == 0:
-            return terms
-        return terms.with_depth(recipe.depth_weight * depth_loss(logits[0], batch["depth"], geometry))
+        if logits and recipe.depth_weight > 0:
+            terms = terms.plus(depth=recipe.depth_weight * depth_loss(logits[0], batch["depth"], geometry))
+        if teacher is not None and recipe.distill_weight > 0:
+            terms = terms.plus(teacher=recipe.distill_weight * teacher.loss(batch, maps))
+        return terms
 
     return objective
 

@@ -34,7 +34,7 @@ class LossWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class LossTerms:
-    """Scalar tensors, already weighted: total = heatmap + classes + boxes, and depth where that is trained.
+    """Scalar tensors, already weighted: total = heatmap + classes + boxes and the auxiliary terms there are.
 
     Attributes:
         matched: queries that are responsible for a box, over the batch.
@@ -48,16 +48,20 @@ class LossTerms:
     matched: int
     overlap: float
     depth: Tensor | None = None
+    teacher: Tensor | None = None
 
-    def with_depth(self, depth: Tensor) -> LossTerms:
-        """The same terms with an auxiliary depth loss added."""
-        return replace(self, total=self.total + depth, depth=depth)
+    def plus(self, **auxiliary: Tensor) -> LossTerms:
+        """The same terms with the named auxiliary losses (`depth`, `teacher`) added to the total."""
+        total = self.total
+        for term in auxiliary.values():
+            total = total + term
+        return replace(self, total=total, **auxiliary)  # type: ignore[arg-type]
 
     def parts(self) -> dict[str, float]:
         """Plain numbers for a log."""
         scalars = {name: float(getattr(self, name).detach()) for name in ("total", "heatmap", "classes", "boxes")}
-        if self.depth is not None:
-            scalars["depth"] = float(self.depth.detach())
+        auxiliary = {"depth": self.depth, "teacher": self.teacher}
+        scalars |= {name: float(term.detach()) for name, term in auxiliary.items() if term is not None}
         return scalars | {"matched": float(self.matched), "overlap": self.overlap}
 
 

@@ -15,6 +15,7 @@ from altermoma.workflow.place import Workplace
 
 if TYPE_CHECKING:
     from altermoma.models.batch import FrameBatch
+    from altermoma.training.distill import Teacher
 
 PRUNED_FILE = "pruned.safetensors"
 
@@ -58,16 +59,43 @@ def prune_model(place: Workplace, folder: Path) -> dict[str, Any]:
     recipe = place.recipe
     result = prune(place.dense_model(), scoring_batches(place), recipe.prune, task_loss, reference_batch(place))
     record = result.to_json()
-    save_checkpoint(folder / PRUNED_FILE, result.model.state_dict(), {"preset": recipe.model, "pruning": record})
+    kept = {name: channels.tolist() for name, channels in result.keep.items()}
+    metadata = {"preset": recipe.model, "pruning": record, "kept": kept}
+    save_checkpoint(folder / PRUNED_FILE, result.model.state_dict(), metadata)
     return record
+
+
+def teacher_of(place: Workplace, pruned: Path) -> Teacher:
+    """The dense model as the teacher of a pruned one, channel by channel."""
+    import torch
+
+    from altermoma.checkpoints.io import load_checkpoint
+    from altermoma.pruning.groups import fusion_groups
+    from altermoma.pruning.surgery import kept_entries
+    from altermoma.training.distill import Teacher
+
+    dense = place.dense_model()
+    groups = fusion_groups(dense)
+    keep = {name: torch.tensor(channels) for name, channels in load_checkpoint(pruned)[1]["kept"].items()}
+
+    def kept(layer: str) -> torch.Tensor:
+        return kept_entries(groups, keep, layer, 1, dense.get_parameter(layer).shape[1])
+
+    return Teacher(
+        model=dense,
+        fuser_channels=kept("fusion_layer.0.weight"),
+        head_channels=kept("bbox_head.shared_conv.weight"),
+    )
 
 
 def finetune_model(place: Workplace, start: Path, folder: Path) -> dict[str, Any]:
     """Trains the pruned model; a kill costs at most `checkpoint_every` steps."""
     from altermoma.checkpoints.io import save_checkpoint
-    from altermoma.training.loop import train
+    from altermoma.training.loop import detection_objective, train
 
     recipe = place.recipe
-    result = train(place.model(start), place.train, recipe.finetune, folder=folder)
+    teacher = teacher_of(place, start) if recipe.finetune.distill_weight > 0 else None
+    objective = detection_objective(recipe.finetune, teacher)
+    result = train(place.model(start), place.train, recipe.finetune, folder=folder, objective=objective)
     save_checkpoint(folder / PRUNED_FILE, result.model.state_dict(), {"preset": recipe.model, "steps": result.steps})
     return {"steps": result.steps}
