@@ -49,7 +49,7 @@ class PruneRecipe:
     """
 
     budget: Literal["flops", "channels", "params"] = "flops"
-    amount: float = 0.5
+    amount: float = 0.3
     scope: tuple[Partition, ...] = ("camera", "lidar", "fusion")
     channel_step: int = 0
     lidar_channel_step: int = 8
@@ -80,19 +80,19 @@ class TrainRecipe:
         checkpoint_every: steps between two saved states; a kill loses at most so many.
     """
 
-    steps: int = 300
+    steps: int = 350
     batch_size: int = 2
-    lr: float = 4e-4
+    lr: float = 2e-3
     weight_decay: float = 0.01
     warmup_share: float = 0.1
     grad_clip: float = 10.0
-    schedule: Literal["cosine", "one-cycle"] = "cosine"
+    schedule: Literal["cosine", "one-cycle"] = "one-cycle"
     augment: bool = True
     masked: Literal["none", "camera", "lidar"] = "none"
     ema_decay: float = 0.0
-    match_radius: float = 0.0
-    depth_weight: float = 0.0
-    distill_weight: float = 0.0
+    match_radius: float = 4.0
+    depth_weight: float = 0.5
+    distill_weight: float = 1.0
     checkpoint_every: int = 50
     seed: int = 0
 

@@ -258,7 +258,7 @@ def test_averaged_weights_against_a_float64_recursion() -> None:
 
 
 def test_learning_rates() -> None:
-    recipe = TrainRecipe(steps=100, lr=1.0, warmup_share=0.1)
+    recipe = TrainRecipe(steps=100, lr=1.0, warmup_share=0.1, schedule="cosine")
     rates = [learning_rate(step, recipe) for step in range(100)]
     assert rates[0] == pytest.approx(0.19)
     assert rates[9] == rates[10] == pytest.approx(1.0)
@@ -271,7 +271,7 @@ def test_learning_rates() -> None:
     assert first_beta(9, cycle) == pytest.approx(0.85)
     assert first_beta(99, cycle) == pytest.approx(0.95)
     assert first_beta(50, recipe) == 0.9
-    assert learning_rate(0, TrainRecipe(steps=1, lr=1.0)) == pytest.approx(1.0)
+    assert learning_rate(0, TrainRecipe(steps=1, lr=1.0, schedule="cosine")) == pytest.approx(1.0)
 
 
 def test_norms_and_biases_are_not_decayed() -> None:
