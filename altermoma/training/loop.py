@@ -38,6 +38,11 @@ from altermoma.training.targets import MatchCosts
 class TrainingSet(Protocol):
     """Frames in batches whose content, augmentation included, is a pure function of (seed, step): see FrameDataset."""
 
+    @property
+    def tokens(self) -> Sequence[str]:
+        """Names of the frames: a run is tied to them."""
+        ...
+
     def __len__(self) -> int: ...
 
     def batch(self, step: int, *, batch_size: int, seed: int) -> list[Sample]: ...
@@ -180,7 +185,7 @@ class _Run:
         # How often states are saved does not change the result.
         asked = {k: v for k, v in dataclasses.asdict(recipe).items() if k != "checkpoint_every"}
         fingerprint = content_key(
-            {"recipe": asked, "frames": len(dataset), "weights": weights_digest(model.state_dict())}
+            {"recipe": asked, "frames": list(dataset.tokens), "weights": weights_digest(model.state_dict())}
         )
         run = _Run(
             model=model,

@@ -45,6 +45,8 @@ class ToyData:
     def __init__(self, broken_step: int = -1) -> None:
         self.broken_step = broken_step
 
+    tokens = tuple("abcdefg")
+
     def __len__(self) -> int:
         return 7
 
@@ -255,6 +257,14 @@ def test_averaged_weights_against_a_float64_recursion() -> None:
         expected = decay * expected + (1 - decay) * model.layers[0].weight.detach().double()
     torch.testing.assert_close(averaged.tensors["layers.0.weight"].double(), expected, atol=1e-5, rtol=1e-5)
     assert averaged.tensors["layers.1.num_batches_tracked"] == 20
+
+
+def test_a_state_of_other_frames_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, RECIPE)
+    other = ToyData()
+    other.tokens = tuple("hijklmn")
+    with pytest.raises(CheckpointError, match="another run"):
+        train(toy(), other, RECIPE, folder=tmp_path, objective=objective)
 
 
 def test_learning_rates() -> None:

@@ -31,6 +31,8 @@ class Frames:
             Sample(inputs=random_inputs(geometry, seed=i), truth=random_truth(rng, 6), token=f"f{i}") for i in range(2)
         ]
 
+    tokens = ("a", "b")
+
     def __len__(self) -> int:
         return 2
 
