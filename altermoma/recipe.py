@@ -80,7 +80,7 @@ class TrainRecipe:
         checkpoint_every: steps between two saved states; a kill loses at most so many.
     """
 
-    steps: int = 350
+    steps: int = 300
     batch_size: int = 2
     lr: float = 2e-3
     weight_decay: float = 0.01

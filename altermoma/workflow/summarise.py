@@ -26,8 +26,8 @@ from altermoma.workflow.steps import Records, StepResult, peak_memory_mib
 from altermoma.workflow.versions import versions
 
 EMULATED = "fp16 is emulated on the CPU: right for accuracy, meaningless for latency, so none is given"
-BUSY = 1.25
-"""Load per processor above which latencies are not to be trusted; the steps before leave up to 1."""
+BUSY = 1.6
+"""Load per processor above which latencies are not to be trusted; the steps before leave up to 1.3."""
 _RUNTIME_TITLES = {"onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT", "torch": "torch"}
 
 
