@@ -131,10 +131,6 @@ class NuScenesReader:
         key = self._exposure(token, LIDAR)
         return Poses(ego_from_lidar_44=key.sensor.ego_from_sensor_44, global_from_ego_44=self._global_from_ego(key))
 
-    def lidar_rotation(self, token: str) -> NDArray[np.float64]:
-        """global_from_lidar rotation [3, 3] of a key sweep."""
-        return self.poses(token).global_from_lidar_44[:3, :3]
-
     def truth(self, token: str) -> tuple[Boxes, NDArray[np.int64]] | None:
         """Boxes of the ten classes in the LiDAR frame with LiDAR plus radar returns per box; None in a test set."""
         if not self.tables.annotations:

@@ -19,16 +19,3 @@ def corners(geometry_m9: NDArray[np.float32]) -> NDArray[np.float32]:
     y = offsets[..., 0] * sin + offsets[..., 1] * cos
     turned: NDArray[np.float32] = np.stack([x, y, offsets[..., 2]], axis=-1) + geometry_m9[:, None, :3]
     return turned
-
-
-def points_in_boxes(points_p3: NDArray[np.float32], geometry_m9: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Which points lie in which boxes: bool [M, P]."""
-    offsets = points_p3[None, :, :3] - geometry_m9[:, None, :3]
-    cos, sin = np.cos(geometry_m9[:, 6])[:, None], np.sin(geometry_m9[:, 6])[:, None]
-    along = offsets[..., 0] * cos + offsets[..., 1] * sin
-    across = offsets[..., 1] * cos - offsets[..., 0] * sin
-    half = geometry_m9[:, None, 3:6] / 2
-    inside: NDArray[np.bool_] = (
-        (np.abs(along) <= half[..., 0]) & (np.abs(across) <= half[..., 1]) & (np.abs(offsets[..., 2]) <= half[..., 2])
-    )
-    return inside

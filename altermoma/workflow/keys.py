@@ -34,7 +34,7 @@ def data_key(root: Path, version: str) -> str:
             remedy="give the folder that holds them with --data, and its version in the recipe's [data]",
         )
     digest = hashlib.sha256()
-    for path in [*tables, *sorted(root.glob("splits.json"))]:
+    for path in tables:
         digest.update(path.name.encode())
         with path.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())

@@ -26,6 +26,9 @@ from altermoma.workflow.steps import Records, StepResult, peak_memory_mib
 from altermoma.workflow.versions import versions
 
 EMULATED = "fp16 is emulated on the CPU: right for accuracy, meaningless for latency, so none is given"
+BOX_TOLERANCE, MAP_TOLERANCE = 1e-3, 2e-3
+"""What engines may differ from torch by without a note: m, rad or m/s; and mAP, 0 to 1."""
+
 BUSY = 1.6
 """Load per processor above which latencies are not to be trusted; the steps before leave up to 1.3."""
 _RUNTIME_TITLES = {"onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT", "torch": "torch"}
@@ -70,7 +73,10 @@ def summarise(recipe: Recipe, results: Mapping[str, StepResult], started: float,
         seconds={**seconds, "total": round(sum(seconds.values()), 2)},
         peak_memory_mib=round(max(peak_memory_mib(), *(result.peak_memory_mib for result in results.values())), 1),
         recipe=recipe.to_dict(),
-        notes=_notes(records),
+        notes=(
+            *_notes(records),
+            *(note for engine in engines for note in drift(engine, _parity(records, engine).boxes)),
+        ),
     )
 
 
@@ -167,6 +173,20 @@ def _device(conditions: dict[str, Any]) -> str:
 def _notes(records: Records) -> tuple[str, ...]:
     findings = {finding for precision in records["export"].values() for finding in precision["findings"]}
     return (*busy(records["bench"]["conditions"]), *(f"lint: {finding}" for finding in sorted(findings)))
+
+
+def drift(engine: Engine, boxes: BoxParity) -> tuple[str, ...]:
+    """A warning where an engine's answers leave torch's: fp32 box by box, lower precisions in mAP."""
+    if engine.precision == "fp32":
+        fine = boxes.matched == 1.0 and boxes.max_difference <= BOX_TOLERANCE
+    else:
+        fine = abs(boxes.mAP_difference) <= MAP_TOLERANCE
+    if fine:
+        return ()
+    return (
+        f"{engine.variant} drifts from torch: {boxes.matched:.1%} of the boxes found, at most "
+        f"{boxes.max_difference:.2g} apart, mAP {100 * boxes.mAP_difference:+.2f} points",
+    )
 
 
 def busy(conditions: dict[str, Any]) -> tuple[str, ...]:
