@@ -15,12 +15,14 @@ from torch import Tensor
 from altermoma import __version__
 from altermoma.errors import CheckpointError
 from altermoma.models.fusion import FusionModel
-from altermoma.models.presets import build
+from altermoma.models.presets import build, config_of
 from altermoma.models.rebuild import load_by_shape
 from altermoma.storage import write_bytes
 
 FORMAT = "altermoma-checkpoint-1"
 WEIGHTS = Path(__file__).parent / "weights"
+PICKLED = frozenset({".pth", ".pt", ".ckpt", ".bin"})
+"""Endings of files that other programs write with torch.save; see altermoma.checkpoints.foreign."""
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -39,11 +41,11 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights and metadata of a checkpoint of ours; anything else is an error that says what it is."""
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}", expected="a .safetensors file", remedy="check the path")
-    if path.suffix in {".pth", ".pt", ".ckpt", ".bin"}:
+    if path.suffix in PICKLED:
         raise CheckpointError(
             f"{path.name} is a pickled checkpoint of another program",
             expected="a .safetensors checkpoint written by altermoma",
-            remedy="foreign checkpoints are not converted yet",
+            remedy="convert it first: altermoma convert",
         )
     try:
         with safe_open(path, framework="pt") as stream:
@@ -61,7 +63,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             expected=FORMAT,
             remedy="use a checkpoint written by altermoma train or altermoma prune",
         )
-    _check_finite(path, state)
+    check_finite(path, state)
     return state, _metadata(path, header)
 
 
@@ -80,7 +82,8 @@ def _metadata(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
     return dict(record)
 
 
-def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
+def check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Raises a CheckpointError that names the first tensor with NaN or infinite values."""
     for name, tensor in state.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise CheckpointError(
@@ -91,7 +94,12 @@ def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
 
 
 def model_from_checkpoint(path: Path, *, preset: str | None = None) -> FusionModel:
-    """The checkpoint's model at its widths, in eval mode. `preset`, where given, must be the checkpoint's."""
+    """The checkpoint's model at its widths, in eval mode. `preset`, where given, must be the checkpoint's.
+
+    A .pth of mit-han-lab or mmdet3d does not say what it is: it is loaded as the preset, strictly.
+    """
+    if path.suffix in PICKLED:
+        return _foreign_model(path, preset)
     state, metadata = load_checkpoint(path)
     found = str(metadata["preset"])
     if preset is not None and preset != found:
@@ -103,6 +111,18 @@ def model_from_checkpoint(path: Path, *, preset: str | None = None) -> FusionMod
     model = build(found)
     load_by_shape(model, state)
     return model.eval()
+
+
+def _foreign_model(path: Path, preset: str | None) -> FusionModel:
+    from altermoma.checkpoints.convert import load_foreign
+
+    if preset is None:
+        raise CheckpointError(
+            f"{path.name} does not say which model its weights are of",
+            expected="a preset beside a checkpoint of another program",
+            remedy="name the preset, or convert the checkpoint first: altermoma convert",
+        )
+    return load_foreign(path, config_of(preset), name=preset).model
 
 
 def bundled_checkpoint(preset: str) -> Path:
