@@ -12,10 +12,12 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class ImageGeometry:
-    """How a native camera image becomes the network's image: resize, then crop from the top.
+    """How a native camera image becomes the network's image: resize, then crop.
 
     Attributes:
         height, width: network input in pixels.
+        resize: factor on both sides of the native image, after which the bottom rows and the middle columns are kept;
+            None fits the native width to the network's.
         feature_stride: pixels of the network image per cell of the feature map that is lifted.
         mean, std: per RGB channel, on the 0-255 scale.
     """
@@ -23,6 +25,7 @@ class ImageGeometry:
     cameras: int = 6
     height: int = 96
     width: int = 256
+    resize: float | None = None
     feature_stride: int = 8
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
@@ -45,6 +48,7 @@ class Geometry:
         lidar_levels: number of 2x downsamplings (x, y) in the sparse encoder.
         depth_bins: start, stop, step of the lifted depth, metres.
         pool_cell: metres of one cell that camera features are pooled into.
+        pool_z: lowest and highest z of lifted points that are pooled, metres.
         fan_in: rows summed per gather, level by level, of the pooling tables; their product bounds the number of
             frustum points that one cell can hold.
         post_center_range: detections outside are dropped, metres, x y z minimum then maximum.
@@ -59,6 +63,7 @@ class Geometry:
     lidar_levels: int = 2
     depth_bins: tuple[float, float, float] = (1.0, 41.0, 1.0)
     pool_cell: float = 0.8
+    pool_z: tuple[float, float] = (-10.0, 10.0)
     fan_in: tuple[int, ...] = (16, 8, 4)
     post_center_range: tuple[float, float, float, float, float, float] = (-40.0, -40.0, -10.0, 40.0, 40.0, 10.0)
 

@@ -1,4 +1,4 @@
-"""Stage contracts: what every graph of a model takes and gives, read from `export/<model>.toml`.
+"""Stage contracts: what every graph of a model takes and gives, read from `export/*.toml`.
 
 A contract names, for each tensor, its dtype, shape, meaning and unit. A dimension is a whole number, the name of a
 dynamic axis (its rows change from frame to frame: min, opt and max become the engine's optimisation profile) or the
@@ -7,6 +7,7 @@ name of a width (fixed by the exported model: pruning changes it). The wheel car
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import tomllib
 from collections.abc import Mapping
@@ -91,8 +92,14 @@ class StageContract:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelContract:
-    """All stages of a model, in the order in which they run."""
+    """All stages of a model, in the order in which they run.
 
+    Attributes:
+        models: presets that the contract is of; they differ inside the stages only.
+        model: the one of them that is meant.
+    """
+
+    models: tuple[str, ...]
     model: str
     axes: Mapping[str, Axis]
     widths: Mapping[str, str]
@@ -145,15 +152,17 @@ def load_contract(model: str) -> ModelContract:
     Raises:
         RecipeError: no such contract, or one that cannot be honoured.
     """
+    known: set[str] = set()
     for folder in contract_folders():
-        path = folder / f"{model}.toml"
-        if path.is_file():
-            return read_contract(path)
-    known = sorted({p.stem for folder in contract_folders() for p in folder.glob("*.toml")})
+        for path in sorted(folder.glob("*.toml")):
+            contract = read_contract(path)
+            if model in contract.models:
+                return dataclasses.replace(contract, model=model)
+            known |= set(contract.models)
     raise RecipeError(
         f"no stage contract for model {model!r}",
-        expected="one of " + ", ".join(known) if known else "contracts inside the package",
-        remedy="choose one of these models, or write export/<model>.toml",
+        expected="one of " + ", ".join(sorted(known)) if known else "contracts inside the package",
+        remedy="choose one of these models, or write a contract that names it",
     )
 
 
@@ -172,7 +181,7 @@ def parse_contract(text: str, source: str = "contract") -> ModelContract:
         record = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{source} is not valid TOML: {error}", expected="a TOML file") from error
-    _check_keys(record, {"schema", "model", "axes", "widths", "stages"}, set(), source)
+    _check_keys(record, {"schema", "models", "axes", "widths", "stages"}, set(), source)
     if record["schema"] != SCHEMA:
         raise RecipeError(f"{source} has schema {record['schema']!r}", expected=f"schema = {SCHEMA}")
     axes = {name: _axis(name, item, f"{source}: axes.{name}") for name, item in record["axes"].items()}
@@ -184,7 +193,8 @@ def parse_contract(text: str, source: str = "contract") -> ModelContract:
     stages = tuple(
         _stage(name, item, names, f"{source}: stages.{name}") for name, item in dict(record["stages"]).items()
     )
-    contract = ModelContract(model=str(record["model"]), axes=axes, widths=widths, stages=stages)
+    models = _models(record["models"], source)
+    contract = ModelContract(models=models, model=models[0], axes=axes, widths=widths, stages=stages)
     _check_flow(contract, source)
     return contract
 
@@ -199,6 +209,12 @@ def _check_keys(record: Any, required: set[str], optional: set[str], where: str)
         raise RecipeError(
             f"{where} has unknown key {', '.join(unknown)}", expected=f"keys {', '.join(sorted(required | optional))}"
         )
+
+
+def _models(record: Any, source: str) -> tuple[str, ...]:
+    if not isinstance(record, list) or not record or not all(isinstance(name, str) for name in record):
+        raise RecipeError(f"{source}: models = {record!r}", expected="a list of preset names")
+    return tuple(record)
 
 
 def _axis(name: str, record: Any, where: str) -> Axis:

@@ -18,6 +18,10 @@ class ResNetConfig:
     blocks: tuple[int, int, int, int] = (1, 1, 1, 1)
 
 
+BackboneConfig = ResNetConfig
+"""What makes features of pictures; see altermoma.models.backbone."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CameraConfig:
     """Image neck and depth-supervised lift (DepthLSS)."""
@@ -67,7 +71,7 @@ class ModelConfig:
     """A whole camera-LiDAR detector."""
 
     geometry: Geometry = field(default_factory=Geometry)
-    resnet: ResNetConfig = field(default_factory=ResNetConfig)
+    backbone: BackboneConfig = field(default_factory=ResNetConfig)
     camera: CameraConfig = field(default_factory=CameraConfig)
     lidar: LidarConfig = field(default_factory=LidarConfig)
     bev: BevConfig = field(default_factory=BevConfig)

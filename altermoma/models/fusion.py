@@ -40,7 +40,7 @@ class FusionModel(nn.Module):
         super().__init__()
         geometry = config.geometry
         self.config = config
-        self.img_backbone = ResNet(config.resnet)
+        self.img_backbone = ResNet(config.backbone)
         self.img_neck = LssNeck(self.img_backbone.out_channels[1:], config.camera.neck)
         self.view_transform = DepthLift(config.camera.neck, geometry.depth_count, config.camera)
         self.pts_middle_encoder = SparseEncoder(config.lidar, geometry.point_features, geometry.bev_shape)

@@ -5,10 +5,56 @@ from __future__ import annotations
 import difflib
 
 from altermoma.errors import RecipeError
-from altermoma.models.config import ModelConfig
+from altermoma.geometry import Geometry, ImageGeometry
+from altermoma.models.config import (
+    BackboneConfig,
+    BevConfig,
+    CameraConfig,
+    HeadConfig,
+    LidarConfig,
+    ModelConfig,
+    ResNetConfig,
+)
 from altermoma.models.fusion import FusionModel
 
-PRESETS: dict[str, ModelConfig] = {"bevfusion-tiny": ModelConfig()}
+NUSCENES = Geometry(
+    image=ImageGeometry(height=256, width=704, resize=0.48),
+    point_range=(-54.0, -54.0, -5.0, 54.0, 54.0, 3.0),
+    voxel_size=(0.075, 0.075, 0.2),
+    max_voxels=160000,
+    lidar_levels=3,
+    depth_bins=(1.0, 60.0, 0.5),
+    pool_cell=0.3,
+    # BEVFusion asks for -10 to 10 m in one cell, but truncates cell numbers, so that all down to -30 m fall into it.
+    pool_z=(-30.0, 10.0),
+    fan_in=(16, 16, 8),
+    post_center_range=(-61.2, -61.2, -10.0, 61.2, 61.2, 10.0),
+)
+"""Ranges and grids of BEVFusion on nuScenes, as mmdet3d's configurations of it have them."""
+
+
+def _bevfusion_mit(backbone: BackboneConfig) -> ModelConfig:
+    """BEVFusion of mit-han-lab with SECOND's voxels; the widths are those of mmdet3d's configuration."""
+    return ModelConfig(
+        geometry=NUSCENES,
+        backbone=backbone,
+        camera=CameraConfig(neck=256, depth_widths=(8, 32, 64), depthnet=256, channels=80, downsample=2),
+        lidar=LidarConfig(base=16, stages=((16, 16, 32), (32, 32, 64), (64, 64, 128), (128, 128)), channels=128),
+        bev=BevConfig(fuser=256, widths=(128, 256), layers=(5, 5), strides=(1, 2), neck=(256, 256)),
+        head=HeadConfig(proposals=200, embed=128, attention_heads=8, ffn=256, branch=64),
+    )
+
+
+def _bottlenecks(*blocks: int) -> ResNetConfig:
+    first, second, third, fourth = blocks
+    return ResNetConfig(block="bottleneck", stem=64, widths=(64, 128, 256, 512), blocks=(first, second, third, fourth))
+
+
+PRESETS: dict[str, ModelConfig] = {
+    "bevfusion-tiny": ModelConfig(),
+    "bevfusion-mit-r50-second": _bevfusion_mit(_bottlenecks(3, 4, 6, 3)),
+    "bevfusion-mit-r101-second": _bevfusion_mit(_bottlenecks(3, 4, 23, 3)),
+}
 
 
 def config_of(name: str) -> ModelConfig:

@@ -25,7 +25,7 @@ def depth_images(points_p3: NDArray[np.float32], calibration: Calibration, image
         u, v, metres = (homogeneous_p4 @ project_34.T.astype(np.float32)).T
         ahead = metres > 1e-3
         metres = metres[ahead]
-        column = np.floor(u[ahead] / metres * warp.scale)
+        column = np.floor(u[ahead] / metres * warp.scale - warp.left)
         row = np.floor(v[ahead] / metres * warp.scale - warp.top)
         seen = (column >= 0) & (column < image.width) & (row >= 0) & (row < image.height)
         depth_v1hw[view, 0, row[seen].astype(np.int32), column[seen].astype(np.int32)] = metres[seen]

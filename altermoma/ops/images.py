@@ -14,37 +14,49 @@ from altermoma.geometry import ImageGeometry
 
 @dataclass(frozen=True, kw_only=True)
 class ImageWarp:
-    """network pixel = native pixel * scale - (0, top)."""
+    """network pixel = native pixel * scale - (left, top)."""
 
     scale: float
     resized_hw: tuple[int, int]
+    left: int
     top: int
 
 
 def image_warp(native_hw: tuple[int, int], image: ImageGeometry) -> ImageWarp:
-    """Fits the native width to the network's and keeps the bottom rows (the sky carries no objects)."""
-    scale = image.width / native_hw[1]
-    resized_height = round(native_hw[0] * scale)
-    top = resized_height - image.height
-    if top < 0:
+    """Resizes, then keeps the bottom rows (the sky carries no objects) and the middle columns."""
+    if image.resize is None:
+        scale = image.width / native_hw[1]
+        height, width = round(native_hw[0] * scale), image.width
+    else:
+        scale = image.resize
+        height, width = int(native_hw[0] * scale), int(native_hw[1] * scale)
+    top, left = height - image.height, (width - image.width) // 2
+    if top < 0 or left < 0:
         raise DataError(
-            f"camera images of {native_hw[1]} x {native_hw[0]} pixels",
-            expected=f"an aspect ratio of at most {image.width} : {image.height}",
+            f"camera images of {native_hw[1]} x {native_hw[0]} pixels, {width} x {height} after resizing",
+            expected=f"an aspect ratio of at most {image.width} : {image.height}"
+            if image.resize is None
+            else f"at least {image.width} x {image.height}",
             remedy="use images that are taller, or a model with another image size",
         )
-    return ImageWarp(scale=scale, resized_hw=(resized_height, image.width), top=top)
+    return ImageWarp(scale=scale, resized_hw=(height, width), left=left, top=top)
 
 
 def resize_crop(images_vhw3: NDArray[np.uint8], image: ImageGeometry) -> NDArray[np.uint8]:
     """uint8 [V, native height, native width, 3] -> uint8 [V, H, W, 3]."""
-    warp = image_warp((images_vhw3.shape[1], images_vhw3.shape[2]), image)
-    height, width = warp.resized_hw
     native_height, native_width = images_vhw3.shape[1:3]
-    # Rows that would be cropped are not resampled at all.
-    kept = (0.0, warp.top * native_height / height, float(native_width), float(native_height))
+    warp = image_warp((native_height, native_width), image)
+    height, width = warp.resized_hw
+    # Pixels that would be cropped are not resampled at all.
+    kept = (
+        warp.left * native_width / width,
+        warp.top * native_height / height,
+        (warp.left + image.width) * native_width / width,
+        float(native_height),
+    )
+    size = (image.width, image.height)
     resized = [
-        np.asarray(Image.fromarray(picture).resize((width, height - warp.top), Image.Resampling.BILINEAR, kept))
-        for picture in images_vhw3
+        np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR, kept)) for picture in images_vhw3
     ]
     return np.stack(resized)
 

@@ -15,9 +15,6 @@ from altermoma.frames import Calibration
 from altermoma.geometry import Geometry
 from altermoma.ops.images import image_warp
 
-POOL_Z = (-10.0, 10.0)
-"""Lifted points outside are not pooled, metres: BEVFusion's zbound."""
-
 
 def frustum_points(calibration: Calibration, geometry: Geometry) -> NDArray[np.float32]:
     """LiDAR-frame points of every (camera, feature row, feature column, depth bin): float32 [V, h, w, D, 3], metres."""
@@ -29,7 +26,7 @@ def frustum_points(calibration: Calibration, geometry: Geometry) -> NDArray[np.f
     row_h = np.linspace(0, image.height - 1, height)
     warp = image_warp(calibration.image_hw, image)
     pixels_hw3 = np.ones((height, width, 3))
-    pixels_hw3[..., 0] = column_w / warp.scale
+    pixels_hw3[..., 0] = (column_w + warp.left) / warp.scale
     pixels_hw3[..., 1] = ((row_h + warp.top) / warp.scale)[:, None]
     lidar_from_camera_v44 = np.linalg.inv(calibration.camera_from_lidar_v44)
     rays_v33 = lidar_from_camera_v44[:, :3, :3] @ np.linalg.inv(calibration.intrinsics_v33)
@@ -55,7 +52,7 @@ def build_pooling_tables(
     # Truncation instead of floor puts points up to one cell below the range into cell 0, as BEVFusion does.
     cells = ((points[..., :2] - low) / np.float32(geometry.pool_cell)).astype(np.int32)
     inside = (cells >= 0).all(-1) & (cells[..., 0] < size_x) & (cells[..., 1] < size_y)
-    inside &= (points[..., 2] >= POOL_Z[0]) & (points[..., 2] < POOL_Z[1])
+    inside &= (points[..., 2] >= geometry.pool_z[0]) & (points[..., 2] < geometry.pool_z[1])
     source = np.flatnonzero(inside.ravel())
     cell = (cells[..., 0] * size_y + cells[..., 1]).ravel()[source]
     order = np.argsort(cell, kind="stable")
@@ -92,7 +89,7 @@ def _tables(lists: _Lists, products: int, geometry: Geometry) -> dict[str, NDArr
             remedy="check the calibration (intrinsics in pixels, poses in metres) or raise fan_in",
         )
     first, *rest = geometry.fan_in
-    pool_depth, lists = lists.chunked(first, products, keep_empty=False)
+    pool_depth, lists = lists.chunked(first, products, keep_empty=not rest)
     # The zero row of the depth weights, products, divides to the zero row of the pixels.
     tables = {"pool_depth": pool_depth, "pool_pixel": pool_depth // np.int32(geometry.depth_count)}
     rows = len(pool_depth)

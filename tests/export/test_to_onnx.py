@@ -16,7 +16,7 @@ from altermoma.ops.functional import gather_conv, rows_to_bev
 
 CONTRACT = """
 schema = 1
-model = "toy"
+models = ["toy"]
 [axes]
 N = { min = 0, opt = 10, max = 50, meaning = "rows" }
 M = { min = 0, opt = 10, max = 50, meaning = "rows after" }

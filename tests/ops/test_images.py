@@ -21,22 +21,37 @@ def smooth_picture(height: int, width: int) -> np.ndarray:
     return np.stack(channels, axis=-1).astype(np.uint8)[None]
 
 
-@pytest.mark.parametrize("native", [(360, 640), (900, 1600), (97, 256)])
-def test_resize_crop_equals_resizing_everything_and_cropping(native: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("native", "image"),
+    [
+        ((360, 640), IMAGE),
+        ((900, 1600), IMAGE),
+        ((97, 256), IMAGE),
+        ((900, 1600), ImageGeometry(height=256, width=704, resize=0.48)),
+    ],
+)
+def test_resize_crop_equals_resizing_everything_and_cropping(native: tuple[int, int], image: ImageGeometry) -> None:
     picture = smooth_picture(*native)
-    warp = image_warp(native, IMAGE)
-    whole = Image.fromarray(picture[0]).resize((256, warp.resized_hw[0]), Image.Resampling.BILINEAR)
-    expected = np.asarray(whole)[warp.top :].astype(int)
-    found = resize_crop(picture, IMAGE)[0].astype(int)
-    assert found.shape == (96, 256, 3)
-    # The first row has no neighbours above the crop to average with.
-    assert np.abs(found[1:] - expected[1:]).max() <= 1
-    assert np.abs(found[0] - expected[0]).max() <= 4
+    warp = image_warp(native, image)
+    whole = Image.fromarray(picture[0]).resize(warp.resized_hw[::-1], Image.Resampling.BILINEAR)
+    expected = np.asarray(whole)[warp.top :, warp.left : warp.left + image.width].astype(int)
+    found = resize_crop(picture, image)[0].astype(int)
+    assert found.shape == (image.height, image.width, 3)
+    # The outermost pixels have no neighbours beyond the crop to average with.
+    assert np.abs(found - expected)[1:, 1:-1].max() <= 1
+    assert np.abs(found - expected).max() <= 4
+
+
+def test_bevfusions_crop() -> None:
+    warp = image_warp((900, 1600), ImageGeometry(height=256, width=704, resize=0.48))
+    assert (warp.scale, warp.resized_hw, warp.left, warp.top) == (0.48, (432, 768), 32, 176)
 
 
 def test_too_wide_a_picture_is_refused() -> None:
     with pytest.raises(DataError, match="aspect ratio"):
         resize_crop(np.zeros((1, 90, 640, 3), np.uint8), IMAGE)
+    with pytest.raises(DataError, match="640 x 480 after resizing"):
+        resize_crop(np.zeros((1, 960, 1280, 3), np.uint8), ImageGeometry(height=256, width=704, resize=0.5))
 
 
 def test_normalise_is_per_channel() -> None:

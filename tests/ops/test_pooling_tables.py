@@ -13,7 +13,7 @@ from altermoma.frames import Calibration
 from altermoma.geometry import Geometry, ImageGeometry
 from altermoma.ops.functional import pool_bev
 from altermoma.ops.images import image_warp
-from altermoma.ops.pooling_tables import POOL_Z, build_pooling_tables, frustum_points
+from altermoma.ops.pooling_tables import build_pooling_tables, frustum_points
 
 GEOMETRY = Geometry(image=ImageGeometry(cameras=2, height=32, width=64), depth_bins=(1.0, 21.0, 1.0))
 
@@ -36,42 +36,53 @@ def ring(cameras: int = 2) -> Calibration:
     )
 
 
-def test_frustum_points_project_back_onto_their_pixels() -> None:
+@pytest.mark.parametrize("resize", [None, 0.6])
+def test_frustum_points_project_back_onto_their_pixels(resize: float | None) -> None:
     calibration = ring()
-    points = frustum_points(calibration, GEOMETRY).astype(np.float64)
-    warp = image_warp(calibration.image_hw, GEOMETRY.image)
+    geometry = dataclasses.replace(GEOMETRY, image=dataclasses.replace(GEOMETRY.image, resize=resize))
+    points = frustum_points(calibration, geometry).astype(np.float64)
+    warp = image_warp(calibration.image_hw, geometry.image)
     height, width = GEOMETRY.image.feature_hw
     for view in range(2):
         camera = points[view] @ calibration.camera_from_lidar_v44[view, :3, :3].T
         camera += calibration.camera_from_lidar_v44[view, :3, 3]
         pixel = camera @ calibration.intrinsics_v33[view].T
         np.testing.assert_allclose(pixel[..., 2], np.broadcast_to(np.arange(1.0, 21.0), pixel.shape[:3]), atol=1e-4)
-        column = pixel[..., 0] / pixel[..., 2] * warp.scale
+        column = pixel[..., 0] / pixel[..., 2] * warp.scale - warp.left
         row = pixel[..., 1] / pixel[..., 2] * warp.scale - warp.top
         np.testing.assert_allclose(column, np.linspace(0, 63, width)[None, :, None] + 0 * column, atol=1e-2)
         np.testing.assert_allclose(row, np.linspace(0, 31, height)[:, None, None] + 0 * row, atol=1e-2)
 
 
-@pytest.mark.parametrize("turn", [None, 0.4])
-def test_pooling_equals_lift_and_index_add(turn: float | None) -> None:
+@pytest.mark.parametrize(
+    ("turn", "geometry"),
+    [
+        (None, GEOMETRY),
+        (0.4, GEOMETRY),
+        (None, dataclasses.replace(GEOMETRY, fan_in=(256,))),
+        (0.4, dataclasses.replace(GEOMETRY, image=dataclasses.replace(GEOMETRY.image, resize=0.6))),
+    ],
+    ids=["plain", "turned", "one level", "cropped"],
+)
+def test_pooling_equals_lift_and_index_add(turn: float | None, geometry: Geometry) -> None:
     calibration, rng = ring(), torch.Generator().manual_seed(0)
     aug = None
     if turn is not None:
         aug = np.eye(4)
         aug[:2, :2] = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
         aug[:3, 3] = [1.0, -2.0, 0.1]
-    height, width = GEOMETRY.image.feature_hw
+    height, width = geometry.image.feature_hw
     weights = torch.rand(2, height, width, 20, generator=rng, dtype=torch.float64)
     features = torch.randn(2, height, width, 3, generator=rng, dtype=torch.float64)
-    points = torch.from_numpy(frustum_points(calibration, GEOMETRY)).double()
+    points = torch.from_numpy(frustum_points(calibration, geometry)).double()
     if aug is not None:
         points = points @ torch.from_numpy(aug[:3, :3]).T + torch.from_numpy(aug[:3, 3])
     lifted = weights[..., None] * features[:, :, :, None]
     cell = ((points[..., :2] + 32.0) / 0.8).trunc().long()
-    inside = ((cell >= 0) & (cell < 80)).all(-1) & (points[..., 2] >= POOL_Z[0]) & (points[..., 2] < POOL_Z[1])
+    inside = ((cell >= 0) & (cell < 80)).all(-1) & (points[..., 2].abs() < 10.0)
     expected = torch.zeros(6400, 3, dtype=torch.float64)
     expected.index_add_(0, (cell[..., 0] * 80 + cell[..., 1])[inside], lifted[inside])
-    tables = build_pooling_tables(calibration, GEOMETRY, aug)
+    tables = build_pooling_tables(calibration, geometry, aug)
     found = pool_bev(weights, features, [torch.from_numpy(table) for table in tables.values()])
     assert expected.abs().sum() > 100
     # A lifted point within float32 rounding of a cell's edge may fall on either side.

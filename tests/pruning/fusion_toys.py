@@ -29,7 +29,7 @@ BASIC = ModelConfig(geometry=SMALL, head=HeadConfig(proposals=12))
 
 BOTTLENECK = ModelConfig(
     geometry=dataclasses.replace(SMALL, pool_cell=0.4),
-    resnet=ResNetConfig(block="bottleneck", stem=16, widths=(8, 16, 16, 24), blocks=(2, 1, 2, 1)),
+    backbone=ResNetConfig(block="bottleneck", stem=16, widths=(8, 16, 16, 24), blocks=(2, 1, 2, 1)),
     camera=CameraConfig(neck=24, depth_widths=(4, 8, 12), depthnet=24, channels=20, downsample=2),
     lidar=LidarConfig(base=8, stages=((8, 8, 16), (16, 24), (24, 24)), channels=12),
     bev=BevConfig(fuser=32, widths=(24, 32), layers=(1, 2), strides=(1, 2), neck=(16, 24)),

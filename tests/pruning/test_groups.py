@@ -18,7 +18,7 @@ from altermoma.pruning.channels import ChannelGroup, Slice, check_groups, check_
 from altermoma.pruning.groups import fusion_groups
 from altermoma.pruning.surgery import mask, shrink
 
-CONFIGS = {"basic": BASIC, "bottleneck": BOTTLENECK, **PRESETS}
+CONFIGS = {"basic": BASIC, "bottleneck": BOTTLENECK, "bevfusion-tiny": PRESETS["bevfusion-tiny"]}
 
 
 def random_keep(groups: tuple[ChannelGroup, ...], seed: int) -> dict[str, Tensor]:
