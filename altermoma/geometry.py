@@ -92,6 +92,12 @@ class Geometry:
         return x, y
 
     @property
+    def zbound(self) -> tuple[float, float]:
+        """BEVFusion's name for `pool_z`: it truncates cell numbers, so that its one cell reaches a cell further down."""
+        low, high = self.pool_z
+        return (low + high) / 2, high
+
+    @property
     def depth_count(self) -> int:
         start, stop, step = self.depth_bins
         return round((stop - start) / step)

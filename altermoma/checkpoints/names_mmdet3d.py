@@ -13,7 +13,6 @@ from torch import Tensor
 
 from altermoma.errors import CheckpointError
 from altermoma.geometry import Geometry
-from altermoma.ops.pooling_tables import POOL_Z
 
 _ALIASES = (("vtransform.", "view_transform."),)
 """The first checkpoints published for mmdet3d (mmdetection3d issue 2892)."""
@@ -37,7 +36,8 @@ def constants(geometry: Geometry) -> dict[str, Tensor]:
     """
     low_x, low_y, _, high_x, high_y, _ = geometry.point_range
     cell = geometry.pool_cell
-    bounds = ((low_x, high_x, cell), (low_y, high_y, cell), (*POOL_Z, POOL_Z[1] - POOL_Z[0]))
+    low_z, high_z = geometry.zbound
+    bounds = ((low_x, high_x, cell), (low_y, high_y, cell), (low_z, high_z, high_z - low_z))
     image = geometry.image
     rows, columns = image.feature_hw
     start, stop, step = geometry.depth_bins

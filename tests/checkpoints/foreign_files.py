@@ -45,14 +45,14 @@ def tiny_model(seed: int = 0) -> FusionModel:
 
 
 def grid_of_tiny() -> dict[str, Tensor]:
-    """What xbound = ybound = (-32, 32, 0.8), zbound = (-10, 10, 20), dbound = (1, 41, 1), 96 x 256 give."""
+    """What xbound = ybound = (-32, 32, 0.8), zbound = (0, 10, 10), dbound = (1, 41, 1), 96 x 256 give."""
     frustum = torch.empty(40, 12, 32, 3)
     frustum[..., 0] = torch.arange(32) * (255 / 31)
     frustum[..., 1] = (torch.arange(12) * (95 / 11))[:, None]
     frustum[..., 2] = torch.arange(1.0, 41.0)[:, None, None]
     return {
-        "view_transform.dx": torch.tensor([0.8, 0.8, 20.0]),
-        "view_transform.bx": torch.tensor([-31.6, -31.6, 0.0]),
+        "view_transform.dx": torch.tensor([0.8, 0.8, 10.0]),
+        "view_transform.bx": torch.tensor([-31.6, -31.6, 5.0]),
         "view_transform.nx": torch.tensor([80, 80, 1]),
         "view_transform.frustum": frustum,
     }
