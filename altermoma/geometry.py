@@ -93,7 +93,7 @@ class Geometry:
 
     @property
     def zbound(self) -> tuple[float, float]:
-        """BEVFusion's name for `pool_z`: it truncates cell numbers, so that its one cell reaches a cell further down."""
+        """`pool_z` as BEVFusion writes it: its one cell reaches a cell further down, as it truncates cell numbers."""
         low, high = self.pool_z
         return (low + high) / 2, high
 
