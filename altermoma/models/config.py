@@ -18,7 +18,19 @@ class ResNetConfig:
     blocks: tuple[int, int, int, int] = (1, 1, 1, 1)
 
 
-BackboneConfig = ResNetConfig
+@dataclass(frozen=True, kw_only=True)
+class SwinConfig:
+    """Stages of a Swin transformer; each has twice the channels of the one before."""
+
+    embed: int = 96
+    patch: int = 4
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    heads: tuple[int, ...] = (3, 6, 12, 24)
+    window: int = 7
+    mlp_ratio: int = 4
+
+
+BackboneConfig = ResNetConfig | SwinConfig
 """What makes features of pictures; see altermoma.models.backbone."""
 
 

@@ -7,13 +7,15 @@ from typing import Literal, cast
 from torch import Tensor, nn
 
 from altermoma.errors import PruningError
+from altermoma.models.backbone import Backbone
 from altermoma.models.batch import FrameBatch
 from altermoma.models.bev import ConvFuser, Second, SecondFpn
 from altermoma.models.camera import DepthLift, LssNeck
-from altermoma.models.config import ModelConfig
+from altermoma.models.config import ModelConfig, ResNetConfig
 from altermoma.models.head import HeadOutputs, TransFusionHead
 from altermoma.models.resnet import ResNet
 from altermoma.models.sparse_encoder import SparseEncoder
+from altermoma.models.swin import Swin
 from altermoma.ops.functional import pool_bev
 from altermoma.ops.sparse_tables import level_shapes
 from altermoma.recipe import Partition
@@ -33,6 +35,13 @@ PARTITIONS: dict[str, Partition] = {
 """The paper's partitions c, l and f by child module."""
 
 
+def _backbone(config: ModelConfig) -> Backbone:
+    if isinstance(config.backbone, ResNetConfig):
+        return ResNet(config.backbone)
+    image = config.geometry.image
+    return Swin(config.backbone, (image.height, image.width))
+
+
 class FusionModel(nn.Module):
     """Camera-LiDAR detector with BEVFusion's structure."""
 
@@ -40,8 +49,8 @@ class FusionModel(nn.Module):
         super().__init__()
         geometry = config.geometry
         self.config = config
-        self.img_backbone = ResNet(config.backbone)
-        self.img_neck = LssNeck(self.img_backbone.out_channels[1:], config.camera.neck)
+        self.img_backbone = _backbone(config)
+        self.img_neck = LssNeck(self.img_backbone.out_channels, config.camera.neck)
         self.view_transform = DepthLift(config.camera.neck, geometry.depth_count, config.camera)
         self.pts_middle_encoder = SparseEncoder(config.lidar, geometry.point_features, geometry.bev_shape)
         lidar_channels = config.lidar.channels * level_shapes(geometry)[-1][2]

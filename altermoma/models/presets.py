@@ -14,6 +14,7 @@ from altermoma.models.config import (
     LidarConfig,
     ModelConfig,
     ResNetConfig,
+    SwinConfig,
 )
 from altermoma.models.fusion import FusionModel
 
@@ -54,6 +55,7 @@ PRESETS: dict[str, ModelConfig] = {
     "bevfusion-tiny": ModelConfig(),
     "bevfusion-mit-r50-second": _bevfusion_mit(_bottlenecks(3, 4, 6, 3)),
     "bevfusion-mit-r101-second": _bevfusion_mit(_bottlenecks(3, 4, 23, 3)),
+    "bevfusion-mit-swint-voxelnet": _bevfusion_mit(SwinConfig()),
 }
 
 

@@ -7,6 +7,7 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from altermoma.models.backbone import Backbone
 from altermoma.models.config import ResNetConfig
 
 
@@ -63,8 +64,8 @@ def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential
     return nn.Sequential(conv(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
 
 
-class ResNet(nn.Module):
-    """Image backbone. float [B, 3, H, W] -> features at strides 8, 16 and 32."""
+class ResNet(Backbone):
+    """ResNet of basic blocks or bottlenecks; its features are the last three stages'."""
 
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
@@ -73,14 +74,15 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(config.stem)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         channels = config.stem
-        self.out_channels: list[int] = []
+        widths: list[int] = []
         for stage, (width, count) in enumerate(zip(config.widths, config.blocks, strict=True)):
             layers: list[nn.Module] = []
             for index in range(count):
                 layers.append(block(channels, width, 2 if stage > 0 and index == 0 else 1))
                 channels = width * block.expansion
             self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
-            self.out_channels.append(channels)
+            widths.append(channels)
+        self.out_channels = widths[1:]
 
     def forward(self, images: Tensor) -> list[Tensor]:
         x = self.maxpool(F.relu(self.bn1(self.conv1(images))))
