@@ -16,7 +16,7 @@ from altermoma.ops.depth_image import depth_images
 from altermoma.ops.images import normalise, resize_crop
 from altermoma.ops.pooling_tables import build_pooling_tables
 from altermoma.ops.sparse_tables import SparseTableBuilder
-from altermoma.ops.voxels import voxelise
+from altermoma.ops.voxels import Voxeliser
 
 StageInputs = dict[str, NDArray[np.generic]]
 
@@ -33,6 +33,7 @@ class FramePreparer:
         self.geometry = geometry
         self.timings_ms: dict[str, float] = {}
         self.dropped_voxels = 0
+        self._voxelise = Voxeliser(geometry)
         self._tables = SparseTableBuilder(geometry)
         self._pooling_of: tuple[Calibration, dict[str, NDArray[np.int32]]] | None = None
 
@@ -59,7 +60,7 @@ class FramePreparer:
         with self._timed("depth"):
             inputs["depth"] = depth_images(points_p5, calibration, image)
         with self._timed("voxels"):
-            voxels = voxelise(_moved(points_p5, lidar_aug_44), self.geometry)
+            voxels = self._voxelise(_moved(points_p5, lidar_aug_44))
             self.dropped_voxels += voxels.dropped
             inputs["voxels"] = voxels.features_nc
         with self._timed("tables"):

@@ -6,12 +6,16 @@ none. Offsets are ordered (x, y, z) with z fastest, as spconv 2 stores its weigh
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from altermoma.errors import RecipeError
 from altermoma.geometry import Geometry
+from altermoma.ops import column_kernels as kernels
+from altermoma.ops.column_kernels import MAX_HEIGHT
 
 Triple = tuple[int, int, int]
 Keys = NDArray[np.int64]
@@ -26,6 +30,11 @@ class Window:
     kernel: Triple
     stride: Triple
     padding: Triple
+
+    @property
+    def array(self) -> NDArray[np.int64]:
+        """Kernel, stride and padding as rows."""
+        return np.array((self.kernel, self.stride, self.padding), np.int64)
 
     def out_shape(self, shape: Triple) -> Triple:
         x, y, z = (
@@ -53,98 +62,70 @@ def level_shapes(geometry: Geometry) -> tuple[Triple, ...]:
     return tuple(shapes)
 
 
-class RowMap:
-    """A dense cell -> row map with a border of one empty cell, so that windows need no bounds checks.
-
-    Allocated once per grid; a frame wipes only what it wrote.
-    """
+class OccupancyGrid:
+    """The occupied cells of one grid, as bit masks per column. Allocated once; a frame wipes only what it wrote."""
 
     def __init__(self, shape: Triple) -> None:
-        self.shape = shape
-        self._step_x, self._step_y = (shape[1] + 2) * (shape[2] + 2), shape[2] + 2
-        self._rows = np.full((shape[0] + 2) * self._step_x, -1, np.int32)
+        if shape[2] > MAX_HEIGHT:
+            raise RecipeError(
+                f"a voxel grid of {shape[2]} cells along z",
+                expected=f"at most {MAX_HEIGHT}",
+                remedy="take higher voxels or a smaller range along z",
+            )
+        self.height = shape[2]
+        self._masks = np.zeros((shape[0] + 2, shape[1] + 2), np.uint64)
+        self._firsts = np.zeros(self._masks.shape, np.int32)
 
-    def _cell(self, *xyz: Cells) -> NDArray[np.intp]:
-        # numpy gathers with its own index type about seven times faster than with int32.
-        x, y, z = (axis.astype(np.intp) + 1 for axis in xyz)
-        cell: NDArray[np.intp] = x * self._step_x + y * self._step_y + z
-        return cell
+    def enter(self, keys_n: Keys) -> Cells:
+        """Occupies the cells of ascending linear keys; gives their coordinates."""
+        cells = np.empty((3, len(keys_n)), np.int32)
+        kernels.enter_keys(keys_n, self.height, self._masks, self._firsts, cells)
+        return cells
 
-    def table(self, occupied: Coordinates, outputs: Coordinates, window: Window) -> Table:
-        """For each output and window offset the row of the `occupied` voxel there, or len(occupied): [N_out, K]."""
-        cells = self._cell(*occupied.xyz)
-        starts = (
-            c * np.int32(s) - np.int32(p) for c, s, p in zip(outputs.xyz, window.stride, window.padding, strict=True)
-        )
-        kx, ky, kz = (np.arange(k) for k in window.kernel)
-        offsets = (kx[:, None, None] * self._step_x + ky[:, None] * self._step_y + kz).ravel()
-        self._rows[cells] = np.arange(len(cells), dtype=np.int32)
-        rows: Table = self._rows.take(self._cell(*starts)[:, None] + offsets)
-        self._rows[cells] = -1
-        np.copyto(rows, np.int32(len(cells)), where=rows < 0)
-        return rows
+    def reach(self, target: OccupancyGrid, cells_3n: Cells, window: Window) -> Cells:
+        """Occupies the cells of `target` whose window covers an occupied cell of this grid; gives them, ascending."""
+        kernels.mark_reached(cells_3n, self._masks, window.array, target._masks, target.height)
+        reached = np.empty((3, kernels.number_rows(target._masks, target._firsts)), np.int32)
+        kernels.list_cells(target._masks, target.height, reached)
+        return reached
 
+    def table(self, outputs_3m: Cells, window: Window, none: int) -> Table:
+        """For each output and window offset the row of the occupied cell there, or `none`: [M, K]."""
+        table = np.empty((outputs_3m.shape[1], math.prod(window.kernel)), np.int32)
+        kernels.fill_table(self._masks, self._firsts, window.array, outputs_3m, none, table)
+        return table
 
-@dataclass(frozen=True)
-class Coordinates:
-    """Cells of a grid, in ascending order of (x * Y + y) * Z + z."""
-
-    xyz: tuple[Cells, Cells, Cells]
-
-    @classmethod
-    def of_keys(cls, keys: Keys, shape: Triple) -> Coordinates:
-        xy, z = np.divmod(keys.astype(np.int32), np.int32(shape[2]))
-        x, y = np.divmod(xy, np.int32(shape[1]))
-        return cls((x, y, z))
-
-    def __len__(self) -> int:
-        return len(self.xyz[0])
-
-
-def reached(occupied: Coordinates, window: Window, shape_out: Triple) -> Coordinates:
-    """Output cells whose window covers at least one occupied cell."""
-    first, last = [], []
-    for axis, cells in enumerate(occupied.xyz):
-        kernel, stride, padding = window.kernel[axis], window.stride[axis], window.padding[axis]
-        first.append(np.maximum(-((kernel - 1 - padding - cells) // stride), 0))
-        last.append(np.minimum((cells + padding) // stride, shape_out[axis] - 1))
-    covered = np.logical_and.reduce([low <= high for low, high in zip(first, last, strict=True)])
-    candidates = []
-    for low, high, kernel, stride in zip(first, last, window.kernel, window.stride, strict=True):
-        reach = np.arange(-(-kernel // stride), dtype=np.int32)
-        # Cells covered by fewer outputs than `reach` repeat the last one, which marks it twice.
-        candidates.append(np.minimum(low[covered, None] + reach, high[covered, None]))
-    x, y, z = candidates
-    keys = (x[:, :, None, None] * shape_out[1] + y[:, None, :, None]) * shape_out[2] + z[:, None, None, :]
-    marks = np.zeros(int(np.prod(shape_out)), bool)
-    marks[keys.ravel()] = True
-    return Coordinates.of_keys(np.flatnonzero(marks), shape_out)
+    def wipe(self, cells_3n: Cells) -> None:
+        """Frees these cells."""
+        kernels.wipe(cells_3n, self._masks)
 
 
 class SparseTableBuilder:
-    """Builds every table of one frame's sparse encoder. Holds the row maps, so build one per thread."""
+    """Builds every table of one frame's sparse encoder. Holds the grids, so build one per thread."""
 
     def __init__(self, geometry: Geometry) -> None:
-        self._levels = geometry.lidar_levels
+        self._windows = (*level_windows(geometry.lidar_levels), TO_BEV)
         self._shapes = level_shapes(geometry)
-        self._maps = [RowMap(shape) for shape in self._shapes[:-1]]
+        self._grids = [OccupancyGrid(shape) for shape in self._shapes]
 
-    def build(self, keys: Keys) -> dict[str, Table]:
-        """Tables by graph input name for voxels `keys` (ascending linear keys of the finest level)."""
+    def build(self, keys_n: Keys) -> dict[str, Table]:
+        """Tables by graph input name for voxels `keys_n` (ascending linear keys of the finest level)."""
         tables: dict[str, Table] = {}
-        cells = Coordinates.of_keys(keys, self._shapes[0])
-        for level, row_map in enumerate(self._maps):
-            last = level == self._levels
-            tables[f"subm_table_{level}"] = row_map.table(cells, cells, SUBMANIFOLD)
-            window = TO_BEV if last else level_windows(self._levels)[level]
-            outputs = reached(cells, window, self._shapes[level + 1])
-            tables["out_table" if last else f"down_table_{level}"] = row_map.table(cells, outputs, window)
+        cells = self._grids[0].enter(keys_n)
+        for level, (grid, window) in enumerate(zip(self._grids, self._windows, strict=False)):
+            rows, target = cells.shape[1], self._grids[level + 1]
+            tables[f"subm_table_{level}"] = grid.table(cells, SUBMANIFOLD, rows)
+            outputs = grid.reach(target, cells, window)
+            name = "out_table" if window is TO_BEV else f"down_table_{level}"
+            tables[name] = grid.table(outputs, window, rows)
+            grid.wipe(cells)
             cells = outputs
+        self._grids[-1].wipe(cells)
         tables["bev_table"] = self._bev_table(cells)
         return tables
 
-    def _bev_table(self, cells: Coordinates) -> Table:
+    def _bev_table(self, cells_3n: Cells) -> Table:
         x, y, z = self._shapes[-1]
-        table = np.full((x, y, z), len(cells), np.int32)
-        table[cells.xyz] = np.arange(len(cells), dtype=np.int32)
+        table = np.full((x, y, z), cells_3n.shape[1], np.int32)
+        table[tuple(cells_3n)] = np.arange(cells_3n.shape[1], dtype=np.int32)
         return table.reshape(x * y, z)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from altermoma.geometry import Geometry
+from altermoma.ops import point_kernels as kernels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,44 +26,32 @@ class Voxels:
     dropped: int
 
 
-def voxelise(points_p5: NDArray[np.float32], geometry: Geometry) -> Voxels:
-    """Mean-pools points (LiDAR frame, metres) into voxels, as BEVFusion's HardSimpleVFE does.
+class Voxeliser:
+    """Mean-pools points into voxels. Holds the grid's masks, so make one per thread."""
 
-    Where more cells are occupied than `max_voxels`, those seen last in the cloud are dropped and counted, as
-    mmdet3d's hard voxelisation does; sorting afterwards keeps neighbouring rows close in memory.
-    """
-    low = np.asarray(geometry.point_range[:3], np.float32)
-    size = np.asarray(geometry.voxel_size, np.float32)
-    x, y, z = geometry.sparse_shape
-    with np.errstate(over="ignore"):  # drivers mark lost returns with the largest float
-        floors_p3 = np.floor((points_p5[:, :3] - low) / size)
-    # Compared before the cast, which far coordinates would overflow.
-    inside_p = ((floors_p3 >= 0) & (floors_p3 < np.asarray((x, y, z - 1), np.float32))).all(axis=1)
-    cells_p3, points = floors_p3[inside_p].astype(np.int32), points_p5[inside_p]
-    keys_p = (cells_p3[:, 0].astype(np.int64) * y + cells_p3[:, 1]) * z + cells_p3[:, 2]
-    sorted_keys, order = _sorted(keys_p)
-    starts = np.flatnonzero(np.diff(sorted_keys, prepend=-1))
-    counts = np.diff(starts, append=len(order))
-    rank_p = np.arange(len(order)) - np.repeat(starts, counts)
-    kept = rank_p < geometry.max_points_per_voxel
-    ordered = points[order] if kept.all() else points[order] * kept[:, None]
-    sums = np.add.reduceat(ordered, starts, axis=0) if len(starts) else points[:0]
-    means = sums / np.minimum(counts, geometry.max_points_per_voxel)[:, None]
-    keys = sorted_keys[starts]
-    dropped = max(0, len(keys) - geometry.max_voxels)
-    if dropped:
-        first_seen = order[starts]
-        keep = np.sort(np.argsort(first_seen, kind="stable")[: geometry.max_voxels])
-        keys, means = keys[keep], means[keep]
-    return Voxels(keys_n=keys, features_nc=means.astype(np.float32), dropped=dropped)
+    def __init__(self, geometry: Geometry) -> None:
+        x, y, z = geometry.sparse_shape
+        # The cell that SECOND's encoders add along z never holds points.
+        self._shape, self._grid_height = np.array((x, y, z - 1)), z
+        self._low_size = np.array((geometry.point_range[:3], geometry.voxel_size), np.float32)
+        self._max_voxels, self._max_points = geometry.max_voxels, geometry.max_points_per_voxel
+        self._masks, self._firsts = np.zeros(x * y, np.uint64), np.empty(x * y, np.int32)
 
+    def __call__(self, points_p5: NDArray[np.float32]) -> Voxels:
+        """Mean-pools points (LiDAR frame, metres) into voxels, as BEVFusion's HardSimpleVFE does.
 
-def _sorted(keys_p: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Ascending keys and the stable order that sorts them.
-
-    Key and position share one integer, because numpy sorts plain integers with vector instructions and argsorts them
-    without.
-    """
-    bits = max(len(keys_p) - 1, 1).bit_length()
-    joined = np.sort((keys_p << bits) | np.arange(len(keys_p)))
-    return joined >> bits, joined & ((1 << bits) - 1)
+        Where more cells are occupied than `max_voxels`, those seen last in the cloud are dropped and counted, as
+        mmdet3d's hard voxelisation does; sorting afterwards keeps neighbouring rows close in memory.
+        """
+        points = np.ascontiguousarray(points_p5)
+        cells_p = np.empty(len(points), np.int64)
+        marked, refused = kernels.mark_voxels(
+            points, self._low_size, self._shape, self._max_voxels, self._masks, cells_p
+        )
+        dropped = len(np.unique(cells_p[cells_p < -1])) if refused else 0
+        keys_n, means_nc = np.empty(marked, np.int64), np.zeros((marked, points.shape[1]), np.float32)
+        kernels.list_voxels(self._masks, self._shape[2], self._grid_height, self._firsts, keys_n)
+        kernels.keys_to_rows(cells_p, self._shape[2], self._masks, self._firsts)
+        kernels.mean_points(points, cells_p, self._max_points, means_nc)
+        kernels.wipe_voxels(keys_n, self._grid_height, self._masks)
+        return Voxels(keys_n=keys_n, features_nc=means_nc, dropped=dropped)

@@ -7,13 +7,14 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from numpy_tables import frustum_points, numpy_pooling_tables
 
 from altermoma.errors import DataError
 from altermoma.frames import Calibration
 from altermoma.geometry import Geometry, ImageGeometry
 from altermoma.ops.functional import pool_bev
 from altermoma.ops.images import image_warp
-from altermoma.ops.pooling_tables import build_pooling_tables, frustum_points
+from altermoma.ops.pooling_tables import build_pooling_tables, pixel_rays
 
 GEOMETRY = Geometry(image=ImageGeometry(cameras=2, height=32, width=64), depth_bins=(1.0, 21.0, 1.0))
 
@@ -37,21 +38,22 @@ def ring(cameras: int = 2) -> Calibration:
 
 
 @pytest.mark.parametrize("resize", [None, 0.6])
-def test_frustum_points_project_back_onto_their_pixels(resize: float | None) -> None:
+def test_pixel_rays_project_back_onto_their_pixels(resize: float | None) -> None:
     calibration = ring()
     geometry = dataclasses.replace(GEOMETRY, image=dataclasses.replace(GEOMETRY.image, resize=resize))
-    points = frustum_points(calibration, geometry).astype(np.float64)
+    directions, origins = pixel_rays(calibration, geometry)
+    points = directions[..., None, :] * np.arange(1.0, 21.0)[:, None] + origins[:, None, None, None]
     warp = image_warp(calibration.image_hw, geometry.image)
     height, width = GEOMETRY.image.feature_hw
     for view in range(2):
         camera = points[view] @ calibration.camera_from_lidar_v44[view, :3, :3].T
         camera += calibration.camera_from_lidar_v44[view, :3, 3]
         pixel = camera @ calibration.intrinsics_v33[view].T
-        np.testing.assert_allclose(pixel[..., 2], np.broadcast_to(np.arange(1.0, 21.0), pixel.shape[:3]), atol=1e-4)
+        np.testing.assert_allclose(pixel[..., 2], np.broadcast_to(np.arange(1.0, 21.0), pixel.shape[:3]), atol=1e-9)
         column = pixel[..., 0] / pixel[..., 2] * warp.scale - warp.left
         row = pixel[..., 1] / pixel[..., 2] * warp.scale - warp.top
-        np.testing.assert_allclose(column, np.linspace(0, 63, width)[None, :, None] + 0 * column, atol=1e-2)
-        np.testing.assert_allclose(row, np.linspace(0, 31, height)[:, None, None] + 0 * row, atol=1e-2)
+        np.testing.assert_allclose(column, np.linspace(0, 63, width)[None, :, None] + 0 * column, atol=1e-6)
+        np.testing.assert_allclose(row, np.linspace(0, 31, height)[:, None, None] + 0 * row, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -97,3 +99,12 @@ def test_a_calibration_that_puts_everything_in_one_cell_is_refused() -> None:
     broken = dataclasses.replace(calibration, camera_from_lidar_v44=poses, intrinsics_v33=intrinsics)
     with pytest.raises(DataError, match="lifted pixels"):
         build_pooling_tables(broken, dataclasses.replace(GEOMETRY, fan_in=(2, 2)))
+
+
+@pytest.mark.parametrize("fan_in", [(256,), (16, 8, 4)])
+def test_equals_numpy_entry_by_entry(fan_in: tuple[int, ...]) -> None:
+    geometry = dataclasses.replace(GEOMETRY, fan_in=fan_in)
+    found, expected = build_pooling_tables(ring(), geometry), numpy_pooling_tables(ring(), geometry)
+    assert list(found) == list(expected)
+    for name, table in expected.items():
+        np.testing.assert_array_equal(found[name], table, err_msg=name, strict=True)

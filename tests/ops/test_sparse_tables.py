@@ -1,4 +1,4 @@
-"""Sparse convolution by table against torch's dense conv3d."""
+"""Sparse convolution by table against torch's dense conv3d, its tables against numpy."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from numpy_tables import NumpySparseTables
 from torch import Tensor
 
+from altermoma.errors import RecipeError
 from altermoma.geometry import Geometry
 from altermoma.ops.functional import gather_conv, rows_to_bev, submanifold_conv
 from altermoma.ops.sparse_tables import (
@@ -15,19 +17,27 @@ from altermoma.ops.sparse_tables import (
     DOWN_FLAT,
     SUBMANIFOLD,
     TO_BEV,
-    Coordinates,
-    RowMap,
+    Cells,
+    OccupancyGrid,
     SparseTableBuilder,
+    Table,
     Window,
     level_shapes,
-    reached,
 )
 
 SHAPE = (9, 7, 6)
 
 
-def linear(cells: Coordinates, shape: tuple[int, int, int]) -> np.ndarray:
-    return np.ravel_multi_index(cells.xyz, shape)
+def linear(cells: Cells, shape: tuple[int, int, int]) -> np.ndarray:
+    return np.ravel_multi_index(tuple(cells), shape)
+
+
+def tabulate(keys: np.ndarray, window: Window) -> tuple[Table, Cells]:
+    """A window's table over the cells `keys`, and the cells of its rows."""
+    grid, target = OccupancyGrid(SHAPE), OccupancyGrid(window.out_shape(SHAPE))
+    cells = grid.enter(keys)
+    outputs = cells if window is SUBMANIFOLD else grid.reach(target, cells, window)
+    return grid.table(outputs, window, len(keys)), outputs
 
 
 def random_voxels(count: int, channels: int) -> tuple[np.ndarray, Tensor, Tensor]:
@@ -46,9 +56,7 @@ def test_gather_conv_equals_dense_convolution(window: Window) -> None:
     shape_out = window.out_shape(SHAPE)
     expected = F.conv3d(dense, weight.permute(0, 4, 1, 2, 3), stride=window.stride, padding=window.padding)
     assert tuple(expected.shape[2:]) == shape_out
-    occupied = Coordinates.of_keys(keys, SHAPE)
-    outputs = occupied if window is SUBMANIFOLD else reached(occupied, window, shape_out)
-    table = RowMap(SHAPE).table(occupied, outputs, window)
+    table, outputs = tabulate(keys, window)
     found = gather_conv(rows, torch.from_numpy(table), weight)
     torch.testing.assert_close(found, expected[0].reshape(5, -1).T[linear(outputs, shape_out)], rtol=0, atol=1e-12)
 
@@ -60,29 +68,46 @@ def test_reached_keys_are_the_support_of_the_convolution(window: Window) -> None
     occupied[keys] = 1
     ones = torch.ones(1, 1, *window.kernel)
     support = F.conv3d(occupied.reshape(1, 1, *SHAPE), ones, stride=window.stride, padding=window.padding)
-    shape_out = window.out_shape(SHAPE)
-    outputs = reached(Coordinates.of_keys(keys, SHAPE), window, shape_out)
-    np.testing.assert_array_equal(linear(outputs, shape_out), np.flatnonzero(support.numpy() > 0))
+    _, outputs = tabulate(keys, window)
+    np.testing.assert_array_equal(linear(outputs, window.out_shape(SHAPE)), np.flatnonzero(support.numpy() > 0))
 
 
 def test_submanifold_gradient_is_that_of_the_gather() -> None:
     keys, rows, _ = random_voxels(50, 3)
-    cells = Coordinates.of_keys(keys, SHAPE)
-    table = torch.from_numpy(RowMap(SHAPE).table(cells, cells, SUBMANIFOLD))
+    table = torch.from_numpy(tabulate(keys, SUBMANIFOLD)[0])
     rows.requires_grad_()
     weight = torch.randn(2, 3, 3, 3, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda r, w: submanifold_conv(r, table, w), (rows, weight))
     assert torch.autograd.gradgradcheck(lambda r, w: submanifold_conv(r, table, w), (rows, weight))
 
 
-def test_row_map_forgets_the_last_frame() -> None:
-    row_map = RowMap((2, 2, 2))
-    everything = Coordinates.of_keys(np.arange(8), (2, 2, 2))
+def test_a_grid_forgets_the_last_frame() -> None:
+    grid = OccupancyGrid((2, 2, 2))
     point = Window(kernel=(1, 1, 1), stride=(1, 1, 1), padding=(0, 0, 0))
-    first = row_map.table(Coordinates.of_keys(np.array([1, 5]), (2, 2, 2)), everything, point)
-    second = row_map.table(Coordinates.of_keys(np.array([3]), (2, 2, 2)), everything, point)
-    assert first.ravel().tolist() == [2, 0, 2, 2, 2, 1, 2, 2]
-    assert second.ravel().tolist() == [1, 1, 1, 0, 1, 1, 1, 1]
+    everything = np.stack(np.unravel_index(np.arange(8), (2, 2, 2))).astype(np.int32)
+    grid.wipe(grid.enter(np.array([1, 5])))
+    grid.enter(np.array([3]))
+    assert grid.table(everything, point, 1).ravel().tolist() == [1, 1, 1, 0, 1, 1, 1, 1]
+
+
+def test_a_grid_too_high_for_its_masks_is_refused() -> None:
+    OccupancyGrid((1, 1, 61))
+    with pytest.raises(RecipeError, match="62 cells along z"):
+        OccupancyGrid((1, 1, 62))
+
+
+@pytest.mark.parametrize("count", [0, 1, 4000])
+def test_compiled_tables_equal_those_of_numpy(count: int) -> None:
+    geometry = Geometry(voxel_size=(0.5, 0.4, 0.1), lidar_levels=3)
+    rng = np.random.default_rng(count)
+    builder, reference = SparseTableBuilder(geometry), NumpySparseTables(geometry)
+    for _ in range(2):
+        # Every height is occupied, the highest too.
+        keys = np.sort(rng.choice(int(np.prod(geometry.sparse_shape)), count, replace=False))
+        found, expected = builder.build(keys), reference.build(keys)
+        assert list(found) == list(expected)
+        for name, table in expected.items():
+            np.testing.assert_array_equal(found[name], table, err_msg=name, strict=True)
 
 
 def test_levels_chain_and_the_bev_map_places_every_row() -> None:

@@ -1,4 +1,4 @@
-"""Voxels against a dictionary of lists."""
+"""Voxels against a dictionary of lists and against numpy."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
+from numpy_tables import numpy_voxels
 
 from altermoma.geometry import Geometry
-from altermoma.ops.voxels import voxelise
+from altermoma.ops.voxels import Voxeliser
 
 GEOMETRY = Geometry(point_range=(-2.0, -2.0, -0.9, 2.0, 2.0, 0.9), max_points_per_voxel=3)
 
@@ -34,7 +35,7 @@ def by_hand(points: np.ndarray, geometry: Geometry) -> dict[int, np.ndarray]:
 
 def test_means_and_keys() -> None:
     points = cloud(4000)
-    voxels = voxelise(points, GEOMETRY)
+    voxels = Voxeliser(GEOMETRY)(points)
     expected = by_hand(points, GEOMETRY)
     assert voxels.keys_n.tolist() == sorted(expected)
     np.testing.assert_allclose(voxels.features_nc, np.stack([expected[k] for k in voxels.keys_n]), rtol=1e-5, atol=1e-5)
@@ -43,20 +44,32 @@ def test_means_and_keys() -> None:
 
 def test_too_many_voxels_keep_those_seen_first_and_count_the_rest() -> None:
     points = cloud(500)
-    everything = voxelise(points, GEOMETRY)
-    limited = voxelise(points, dataclasses.replace(GEOMETRY, max_voxels=50))
+    everything = Voxeliser(GEOMETRY)(points)
+    limited = Voxeliser(dataclasses.replace(GEOMETRY, max_voxels=50))(points)
     assert len(limited.keys_n) == 50
     assert limited.dropped == len(everything.keys_n) - 50
-    first_seen = voxelise(points[:60], GEOMETRY).keys_n
+    first_seen = Voxeliser(GEOMETRY)(points[:60]).keys_n
     assert set(limited.keys_n) <= set(everything.keys_n)
     assert len(set(first_seen) & set(limited.keys_n)) == min(50, len(first_seen))
 
 
 def test_no_points_give_no_voxels() -> None:
-    assert voxelise(np.zeros((0, 5), np.float32), GEOMETRY).features_nc.shape == (0, 5)
+    assert Voxeliser(GEOMETRY)(np.zeros((0, 5), np.float32)).features_nc.shape == (0, 5)
 
 
 @pytest.mark.parametrize("far", [3e9, 1e30, np.finfo(np.float32).max])
 def test_points_far_beyond_any_grid_are_left_out(far: float) -> None:
     points = np.array([[0.1, 0.1, 0.1, 1, 0], [far, 0, 0, 1, 0], [0, -far, 0, 1, 0]], np.float32)
-    assert len(voxelise(points, Geometry()).keys_n) == 1
+    assert len(Voxeliser(Geometry())(points).keys_n) == 1
+
+
+@pytest.mark.parametrize("max_voxels", [100, 30000])
+def test_equals_numpy_frame_after_frame(max_voxels: int) -> None:
+    geometry = dataclasses.replace(GEOMETRY, max_voxels=max_voxels)
+    voxelise = Voxeliser(geometry)
+    for count in (3000, 0, 500):
+        points = cloud(count)
+        found, expected = voxelise(points), numpy_voxels(points, geometry)
+        np.testing.assert_array_equal(found.keys_n, expected.keys_n, strict=True)
+        np.testing.assert_allclose(found.features_nc, expected.features_nc, rtol=1e-6, atol=1e-7)
+        assert found.dropped == expected.dropped

@@ -1,0 +1,126 @@
+"""Compiled loops over an occupancy grid that holds one bit mask per column (x, y).
+
+Masks are [X + 2, Y + 2] with column (x, y) at [x + 1, y + 1], so that windows need no bounds checks; cell z is bit
+z + 1 of its mask. Rows of a column follow each other in ascending z: the row of a cell is the column's first row plus
+the number of bits below.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from altermoma.ops.compiled import compiled, inlined
+
+I32 = NDArray[np.int32]
+I64 = NDArray[np.int64]
+U64 = NDArray[np.uint64]
+
+MAX_HEIGHT = 61
+"""Cells along z that a mask holds: an empty bit below, one above and one for windows that begin above."""
+
+
+@inlined
+def count_bits(mask: np.uint64) -> np.int64:
+    """Number of set bits; compilers turn this into one instruction."""
+    mask = mask - ((mask >> np.uint64(1)) & np.uint64(0x5555555555555555))
+    mask = (mask & np.uint64(0x3333333333333333)) + ((mask >> np.uint64(2)) & np.uint64(0x3333333333333333))
+    mask = (mask + (mask >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+    return np.int64((mask * np.uint64(0x0101010101010101)) >> np.uint64(56))
+
+
+@inlined
+def bits_below(mask: np.uint64, bit: np.int64) -> np.int64:
+    return count_bits(mask & ((np.uint64(1) << np.uint64(bit)) - np.uint64(1)))
+
+
+@compiled("void(int64[::1], int64, uint64[:, ::1], int32[:, ::1], int32[:, ::1])")
+def enter_keys(keys_n: I64, height: int, masks: U64, firsts: I32, cells_3n: I32) -> None:
+    """Marks the cells of ascending linear keys in a grid of `height` cells along z, and writes their coordinates."""
+    for row in range(len(keys_n)):
+        xy, z = divmod(keys_n[row], height)
+        x, y = divmod(xy, masks.shape[1] - 2)
+        if masks[x + 1, y + 1] == 0:
+            firsts[x + 1, y + 1] = row
+        masks[x + 1, y + 1] |= np.uint64(1) << np.uint64(z + 1)
+        cells_3n[0, row], cells_3n[1, row], cells_3n[2, row] = x, y, z
+
+
+@compiled("void(int32[:, ::1], uint64[:, ::1])")
+def wipe(cells_3n: I32, masks: U64) -> None:
+    """Empties the columns of these cells."""
+    for row in range(cells_3n.shape[1]):
+        masks[cells_3n[0, row] + 1, cells_3n[1, row] + 1] = 0
+
+
+@compiled("void(int32[:, ::1], uint64[:, ::1], int64[:, ::1], uint64[:, ::1], int64)")
+def mark_reached(cells_3n: I32, masks: U64, window_33: I64, reached: U64, height_out: int) -> None:
+    """Marks the output cells whose window (rows kernel, stride, padding) covers an occupied cell."""
+    kernel, stride, padding = window_33
+    along_z = (np.uint64(1) << np.uint64(kernel[2])) - np.uint64(1)
+    last_x, last_y = np.int64(-1), np.int64(-1)
+    for row in range(cells_3n.shape[1]):
+        x, y = np.int64(cells_3n[0, row]), np.int64(cells_3n[1, row])
+        if x == last_x and y == last_y:
+            continue
+        last_x, last_y = x, y
+        seen = np.uint64(0)
+        for z in range(height_out):
+            covered = (masks[x + 1, y + 1] >> np.uint64(z * stride[2] - padding[2] + 1)) & along_z
+            seen |= np.uint64(covered != 0) << np.uint64(z + 1)
+        x_low = max(-((kernel[0] - 1 - padding[0] - x) // stride[0]), 0)
+        x_high = min((x + padding[0]) // stride[0], reached.shape[0] - 3)
+        y_low = max(-((kernel[1] - 1 - padding[1] - y) // stride[1]), 0)
+        y_high = min((y + padding[1]) // stride[1], reached.shape[1] - 3)
+        for x_out in range(x_low, x_high + 1):
+            for y_out in range(y_low, y_high + 1):
+                reached[x_out + 1, y_out + 1] |= seen
+
+
+@compiled("int64(uint64[:, ::1], int32[:, ::1])")
+def number_rows(masks: U64, firsts: I32) -> int:
+    """Gives every column its first row; returns the number of rows."""
+    rows = 0
+    for x in range(masks.shape[0]):
+        for y in range(masks.shape[1]):
+            if masks[x, y] != 0:
+                firsts[x, y] = rows
+                rows += int(count_bits(masks[x, y]))
+    return rows
+
+
+@compiled("void(uint64[:, ::1], int64, int32[:, ::1])")
+def list_cells(masks: U64, height: int, cells_3n: I32) -> None:
+    """Coordinates of the occupied cells in ascending order."""
+    row = 0
+    for x in range(masks.shape[0] - 2):
+        for y in range(masks.shape[1] - 2):
+            mask = masks[x + 1, y + 1]
+            if mask == 0:
+                continue
+            for z in range(height):
+                if (mask >> np.uint64(z + 1)) & np.uint64(1) != 0:
+                    cells_3n[0, row], cells_3n[1, row], cells_3n[2, row] = x, y, z
+                    row += 1
+
+
+@compiled("void(uint64[:, ::1], int32[:, ::1], int64[:, ::1], int32[:, ::1], int32, int32[:, ::1])")
+def fill_table(masks: U64, firsts: I32, window_33: I64, outputs_3m: I32, none: int, table_mk: I32) -> None:
+    """For each output cell and window offset (z fastest) the row of the occupied cell there, or `none`."""
+    kernel, stride, padding = window_33
+    for output in range(outputs_3m.shape[1]):
+        x = outputs_3m[0, output] * stride[0] - padding[0] + 1
+        y = outputs_3m[1, output] * stride[1] - padding[1] + 1
+        bit = outputs_3m[2, output] * stride[2] - padding[2] + 1
+        entry = 0
+        for i in range(x, x + kernel[0]):
+            for j in range(y, y + kernel[1]):
+                above = masks[i, j] >> np.uint64(bit)
+                row = firsts[i, j] + bits_below(masks[i, j], bit)
+                for _ in range(kernel[2]):
+                    there = np.int64(above & np.uint64(1))
+                    # Without a branch, which would be mispredicted every other time.
+                    table_mk[output, entry] = none + (row - none) * there
+                    row += there
+                    above >>= np.uint64(1)
+                    entry += 1

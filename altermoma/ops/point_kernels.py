@@ -1,0 +1,151 @@
+"""Compiled loops that sort points into voxels and lifted pixels into cells."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from altermoma.ops.column_kernels import bits_below
+from altermoma.ops.compiled import compiled
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I32 = NDArray[np.int32]
+I64 = NDArray[np.int64]
+U64 = NDArray[np.uint64]
+
+
+@compiled("UniTuple(int64, 2)(float32[:, ::1], float32[:, ::1], int64[::1], int64, uint64[::1], int64[::1])")
+def mark_voxels(points: F32, low_size_23: F32, shape_3: I64, limit: int, masks: U64, keys_p: I64) -> tuple[int, int]:
+    """Marks the first `limit` cells that points fall into; bit z of mask x * Y + y.
+
+    Writes the linear cell of each point: -1 outside of the grid, -2 - cell where the limit was reached before.
+
+    Returns:
+        Number of cells marked, number of points whose cell was not.
+    """
+    marked, refused = 0, 0
+    low, size = low_size_23
+    for p in range(len(points)):
+        x = np.floor((points[p, 0] - low[0]) / size[0])
+        y = np.floor((points[p, 1] - low[1]) / size[1])
+        z = np.floor((points[p, 2] - low[2]) / size[2])
+        # Compared before the cast, which far coordinates would overflow.
+        inside = x >= 0 and x < shape_3[0] and y >= 0 and y < shape_3[1] and z >= 0 and z < shape_3[2]
+        if not inside:
+            keys_p[p] = -1
+            continue
+        column = np.int64(x) * shape_3[1] + np.int64(y)
+        key = column * shape_3[2] + np.int64(z)
+        bit = np.uint64(1) << np.uint64(z)
+        if masks[column] & bit == 0:
+            if marked == limit:
+                keys_p[p] = -2 - key
+                refused += 1
+                continue
+            masks[column] |= bit
+            marked += 1
+        keys_p[p] = key
+    return marked, refused
+
+
+@compiled("void(uint64[::1], int64, int64, int32[::1], int64[::1])")
+def list_voxels(masks: U64, height: int, grid_height: int, firsts: I32, keys_n: I64) -> None:
+    """First row of every column, and the ascending linear keys in a grid of `grid_height` cells along z."""
+    row = 0
+    for column in range(len(masks)):
+        mask = masks[column]
+        if mask == 0:
+            continue
+        firsts[column] = row
+        for z in range(height):
+            if (mask >> np.uint64(z)) & np.uint64(1) != 0:
+                keys_n[row] = column * grid_height + z
+                row += 1
+
+
+@compiled("void(int64[::1], int64, uint64[::1], int32[::1])")
+def keys_to_rows(keys_p: I64, height: int, masks: U64, firsts: I32) -> None:
+    """Writes the voxel's row over the cell of each point, -1 over that of points without a voxel."""
+    for p in range(len(keys_p)):
+        if keys_p[p] < 0:
+            keys_p[p] = -1
+        else:
+            column, z = divmod(keys_p[p], height)
+            keys_p[p] = firsts[column] + bits_below(masks[column], z)
+
+
+@compiled("void(float32[:, ::1], int64[::1], int64, float32[:, ::1])")
+def mean_points(points: F32, rows_p: I64, most: int, means_nc: F32) -> None:
+    """Mean of the first `most` points of each voxel; `means_nc` holds zeros before."""
+    counts = np.zeros(len(means_nc), np.int32)
+    channels = means_nc.shape[1]
+    for p in range(len(points)):
+        row = rows_p[p]
+        if row >= 0 and counts[row] < most:
+            counts[row] += 1
+            for c in range(channels):
+                means_nc[row, c] += points[p, c]
+    for row in range(len(means_nc)):
+        for c in range(channels):
+            means_nc[row, c] /= np.float32(counts[row])
+
+
+@compiled("void(int64[::1], int64, uint64[::1])")
+def wipe_voxels(keys_n: I64, grid_height: int, masks: U64) -> None:
+    """Empties the columns of these cells."""
+    for row in range(len(keys_n)):
+        masks[keys_n[row] // grid_height] = 0
+
+
+@compiled("void(float64[:, :, ::1], float64[:, ::1], float64[::1], float32[::1], int32[::1], int32[:, ::1])")
+def place_lifted(
+    directions_vn3: F64, origins_v3: F64, depth_d: F64, bounds_5: F32, cells_q: I32, counts_xy: I32
+) -> None:
+    """Cell x * Y + y that each lifted pixel (view, pixel, bin) falls into, or -1; counts them per cell.
+
+    `bounds_5` holds the lowest x and y, the cell's size, the lowest and the highest z, metres.
+    """
+    entry, (width, breadth) = 0, counts_xy.shape
+    for view in range(directions_vn3.shape[0]):
+        for pixel in range(directions_vn3.shape[1]):
+            for depth in depth_d:
+                x = np.float32(directions_vn3[view, pixel, 0] * depth + origins_v3[view, 0])
+                y = np.float32(directions_vn3[view, pixel, 1] * depth + origins_v3[view, 1])
+                z = np.float32(directions_vn3[view, pixel, 2] * depth + origins_v3[view, 2])
+                x = (x - bounds_5[0]) / bounds_5[2]
+                y = (y - bounds_5[1]) / bounds_5[2]
+                cell = np.int32(-1)
+                # Truncation instead of floor puts points up to one cell below the range into cell 0, as BEVFusion does.
+                if x > -1 and x < width and y > -1 and y < breadth and z >= bounds_5[3] and z < bounds_5[4]:
+                    cell = np.int32(np.int64(x) * breadth + np.int64(y))
+                    counts_xy[np.int64(x), np.int64(y)] += 1
+                cells_q[entry] = cell
+                entry += 1
+
+
+@compiled("void(int32[::1], int32[::1], int32, int32, int32[::1], int32[::1])")
+def fill_first_tables(cells_q: I32, next_slots: I32, none: int, bins: int, depth_table: I32, pixel_table: I32) -> None:
+    """Enters every lifted pixel into its cell's rows; `next_slots` is each cell's first free entry, and moves on."""
+    depth_table[:] = none
+    # The zero row of the depth weights divides to the zero row of the pixels.
+    pixel_table[:] = none // bins
+    for entry in range(len(cells_q)):
+        cell = cells_q[entry]
+        if cell >= 0:
+            slot = next_slots[cell]
+            depth_table[slot] = entry
+            pixel_table[slot] = entry // bins
+            next_slots[cell] = slot + 1
+
+
+@compiled("void(int32[::1], int32[::1], int32, int32[:, ::1])")
+def fill_sum_table(lengths: I32, rows: I32, none: int, table: I32) -> None:
+    """Cuts consecutive lists of consecutive entries into `rows` rows each; what is left of a row is `none`."""
+    table[:] = none
+    entry, row = np.int32(0), 0
+    for cell in range(len(lengths)):
+        for i in range(lengths[cell]):
+            table[row + i // table.shape[1], i % table.shape[1]] = entry
+            entry += np.int32(1)
+        row += rows[cell]

@@ -1,0 +1,226 @@
+"""The host's irregular work in plain numpy: what the compiled loops are held to, entry by entry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from altermoma.frames import Calibration
+from altermoma.geometry import Geometry
+from altermoma.ops.images import image_warp
+from altermoma.ops.sparse_tables import SUBMANIFOLD, TO_BEV, Keys, Table, Triple, Window, level_shapes, level_windows
+from altermoma.ops.voxels import Voxels
+
+Axis = NDArray[np.int32]
+
+
+class RowMap:
+    """A dense cell -> row map with a border of one empty cell."""
+
+    def __init__(self, shape: Triple) -> None:
+        self.shape = shape
+        self._step_x, self._step_y = (shape[1] + 2) * (shape[2] + 2), shape[2] + 2
+        self._rows = np.full((shape[0] + 2) * self._step_x, -1, np.int32)
+
+    def _cell(self, *xyz: Axis) -> NDArray[np.intp]:
+        # numpy gathers with its own index type about seven times faster than with int32.
+        x, y, z = (axis.astype(np.intp) + 1 for axis in xyz)
+        cell: NDArray[np.intp] = x * self._step_x + y * self._step_y + z
+        return cell
+
+    def table(self, occupied: Coordinates, outputs: Coordinates, window: Window) -> Table:
+        """For each output and window offset the row of the `occupied` voxel there, or len(occupied): [N_out, K]."""
+        cells = self._cell(*occupied.xyz)
+        starts = (
+            c * np.int32(s) - np.int32(p) for c, s, p in zip(outputs.xyz, window.stride, window.padding, strict=True)
+        )
+        kx, ky, kz = (np.arange(k) for k in window.kernel)
+        offsets = (kx[:, None, None] * self._step_x + ky[:, None] * self._step_y + kz).ravel()
+        self._rows[cells] = np.arange(len(cells), dtype=np.int32)
+        rows: Table = self._rows.take(self._cell(*starts)[:, None] + offsets)
+        self._rows[cells] = -1
+        np.copyto(rows, np.int32(len(cells)), where=rows < 0)
+        return rows
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Axis of a grid, in ascending order of (x * Y + y) * Z + z."""
+
+    xyz: tuple[Axis, Axis, Axis]
+
+    @classmethod
+    def of_keys(cls, keys: Keys, shape: Triple) -> Coordinates:
+        xy, z = np.divmod(keys.astype(np.int32), np.int32(shape[2]))
+        x, y = np.divmod(xy, np.int32(shape[1]))
+        return cls((x, y, z))
+
+    def __len__(self) -> int:
+        return len(self.xyz[0])
+
+
+def reached(occupied: Coordinates, window: Window, shape_out: Triple) -> Coordinates:
+    """Output cells whose window covers at least one occupied cell."""
+    first, last = [], []
+    for axis, cells in enumerate(occupied.xyz):
+        kernel, stride, padding = window.kernel[axis], window.stride[axis], window.padding[axis]
+        first.append(np.maximum(-((kernel - 1 - padding - cells) // stride), 0))
+        last.append(np.minimum((cells + padding) // stride, shape_out[axis] - 1))
+    covered = np.logical_and.reduce([low <= high for low, high in zip(first, last, strict=True)])
+    candidates = []
+    for low, high, kernel, stride in zip(first, last, window.kernel, window.stride, strict=True):
+        reach = np.arange(-(-kernel // stride), dtype=np.int32)
+        # Axis covered by fewer outputs than `reach` repeat the last one, which marks it twice.
+        candidates.append(np.minimum(low[covered, None] + reach, high[covered, None]))
+    x, y, z = candidates
+    keys = (x[:, :, None, None] * shape_out[1] + y[:, None, :, None]) * shape_out[2] + z[:, None, None, :]
+    marks = np.zeros(int(np.prod(shape_out)), bool)
+    marks[keys.ravel()] = True
+    return Coordinates.of_keys(np.flatnonzero(marks), shape_out)
+
+
+class NumpySparseTables:
+    """What SparseTableBuilder builds."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        self._levels = geometry.lidar_levels
+        self._shapes = level_shapes(geometry)
+        self._maps = [RowMap(shape) for shape in self._shapes[:-1]]
+
+    def build(self, keys: Keys) -> dict[str, Table]:
+        """Tables by graph input name for voxels `keys` (ascending linear keys of the finest level)."""
+        tables: dict[str, Table] = {}
+        cells = Coordinates.of_keys(keys, self._shapes[0])
+        for level, row_map in enumerate(self._maps):
+            last = level == self._levels
+            tables[f"subm_table_{level}"] = row_map.table(cells, cells, SUBMANIFOLD)
+            window = TO_BEV if last else level_windows(self._levels)[level]
+            outputs = reached(cells, window, self._shapes[level + 1])
+            tables["out_table" if last else f"down_table_{level}"] = row_map.table(cells, outputs, window)
+            cells = outputs
+        tables["bev_table"] = self._bev_table(cells)
+        return tables
+
+    def _bev_table(self, cells: Coordinates) -> Table:
+        x, y, z = self._shapes[-1]
+        table = np.full((x, y, z), len(cells), np.int32)
+        table[cells.xyz] = np.arange(len(cells), dtype=np.int32)
+        return table.reshape(x * y, z)
+
+
+def numpy_voxels(points_p5: NDArray[np.float32], geometry: Geometry) -> Voxels:
+    """What Voxeliser gives."""
+    low = np.asarray(geometry.point_range[:3], np.float32)
+    size = np.asarray(geometry.voxel_size, np.float32)
+    x, y, z = geometry.sparse_shape
+    with np.errstate(over="ignore"):  # drivers mark lost returns with the largest float
+        floors_p3 = np.floor((points_p5[:, :3] - low) / size)
+    # Compared before the cast, which far coordinates would overflow.
+    inside_p = ((floors_p3 >= 0) & (floors_p3 < np.asarray((x, y, z - 1), np.float32))).all(axis=1)
+    cells_p3, points = floors_p3[inside_p].astype(np.int32), points_p5[inside_p]
+    keys_p = (cells_p3[:, 0].astype(np.int64) * y + cells_p3[:, 1]) * z + cells_p3[:, 2]
+    sorted_keys, order = _sorted(keys_p)
+    starts = np.flatnonzero(np.diff(sorted_keys, prepend=-1))
+    counts = np.diff(starts, append=len(order))
+    rank_p = np.arange(len(order)) - np.repeat(starts, counts)
+    kept = rank_p < geometry.max_points_per_voxel
+    ordered = points[order] if kept.all() else points[order] * kept[:, None]
+    sums = np.add.reduceat(ordered, starts, axis=0) if len(starts) else points[:0]
+    means = sums / np.minimum(counts, geometry.max_points_per_voxel)[:, None]
+    keys = sorted_keys[starts]
+    dropped = max(0, len(keys) - geometry.max_voxels)
+    if dropped:
+        first_seen = order[starts]
+        keep = np.sort(np.argsort(first_seen, kind="stable")[: geometry.max_voxels])
+        keys, means = keys[keep], means[keep]
+    return Voxels(keys_n=keys, features_nc=means.astype(np.float32), dropped=dropped)
+
+
+def _sorted(keys_p: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Ascending keys and the stable order that sorts them.
+
+    Key and position share one integer, because numpy sorts plain integers with vector instructions and argsorts them
+    without.
+    """
+    bits = max(len(keys_p) - 1, 1).bit_length()
+    joined = np.sort((keys_p << bits) | np.arange(len(keys_p)))
+    return joined >> bits, joined & ((1 << bits) - 1)
+
+
+def frustum_points(calibration: Calibration, geometry: Geometry) -> NDArray[np.float32]:
+    """LiDAR-frame points of every (camera, feature row, feature column, depth bin): float32 [V, h, w, D, 3], metres."""
+    image = geometry.image
+    height, width = image.feature_hw
+    start, _, step = geometry.depth_bins
+    depth_d = start + step * np.arange(geometry.depth_count)
+    column_w = np.linspace(0, image.width - 1, width)
+    row_h = np.linspace(0, image.height - 1, height)
+    warp = image_warp(calibration.image_hw, image)
+    pixels_hw3 = np.ones((height, width, 3))
+    pixels_hw3[..., 0] = (column_w + warp.left) / warp.scale
+    pixels_hw3[..., 1] = ((row_h + warp.top) / warp.scale)[:, None]
+    lidar_from_camera_v44 = np.linalg.inv(calibration.camera_from_lidar_v44)
+    rays_v33 = lidar_from_camera_v44[:, :3, :3] @ np.linalg.inv(calibration.intrinsics_v33)
+    directions = np.einsum("vij,hwj->vhwi", rays_v33, pixels_hw3)
+    points: NDArray[np.float64] = (
+        directions[..., None, :] * depth_d[:, None] + lidar_from_camera_v44[:, None, None, None, :3, 3]
+    )
+    return points.astype(np.float32)
+
+
+def numpy_pooling_tables(
+    calibration: Calibration, geometry: Geometry, lidar_aug_44: NDArray[np.float64] | None = None
+) -> dict[str, NDArray[np.int32]]:
+    """Tables by graph input name: `pool_depth`, `pool_pixel` [R1, F1] and `pool_sum_1`, ... [R, F].
+
+    `lidar_aug_44` is the augmentation that was applied to the points, so that both branches meet in one frame.
+    """
+    points = frustum_points(calibration, geometry)
+    if lidar_aug_44 is not None:
+        points = points @ lidar_aug_44[:3, :3].T.astype(np.float32) + lidar_aug_44[:3, 3].astype(np.float32)
+    size_x, size_y = geometry.pool_shape
+    low = np.asarray(geometry.point_range[:2], np.float32)
+    # Truncation instead of floor puts points up to one cell below the range into cell 0, as BEVFusion does.
+    cells = ((points[..., :2] - low) / np.float32(geometry.pool_cell)).astype(np.int32)
+    inside = (cells >= 0).all(-1) & (cells[..., 0] < size_x) & (cells[..., 1] < size_y)
+    inside &= (points[..., 2] >= geometry.pool_z[0]) & (points[..., 2] < geometry.pool_z[1])
+    source = np.flatnonzero(inside.ravel())
+    cell = (cells[..., 0] * size_y + cells[..., 1]).ravel()[source]
+    order = np.argsort(cell, kind="stable")
+    lists = _Lists(source[order].astype(np.int32), np.bincount(cell, minlength=size_x * size_y))
+    return _tables(lists, inside.size, geometry)
+
+
+class _Lists:
+    """Entries of consecutive lists, and the length of each list."""
+
+    def __init__(self, entries: NDArray[np.int32], lengths: NDArray[np.int64]) -> None:
+        self.entries, self.lengths = entries, lengths
+
+    def chunked(self, width: int, empty: int, *, keep_empty: bool) -> tuple[NDArray[np.int32], _Lists]:
+        """Rows of `width` entries padded with `empty`, and the lists of those rows."""
+        rows_per_list = -(-self.lengths // width)
+        if keep_empty:
+            rows_per_list = np.maximum(rows_per_list, 1)
+        first_row = np.cumsum(rows_per_list) - rows_per_list
+        first_entry = np.cumsum(self.lengths) - self.lengths
+        position = np.arange(len(self.entries)) - np.repeat(first_entry, self.lengths)
+        table = np.full((int(rows_per_list.sum()), width), empty, np.int32)
+        table.reshape(-1)[np.repeat(first_row * width, self.lengths) + position] = self.entries
+        return table, _Lists(np.arange(len(table), dtype=np.int32), rows_per_list)
+
+
+def _tables(lists: _Lists, products: int, geometry: Geometry) -> dict[str, NDArray[np.int32]]:
+    first, *rest = geometry.fan_in
+    pool_depth, lists = lists.chunked(first, products, keep_empty=not rest)
+    # The zero row of the depth weights, products, divides to the zero row of the pixels.
+    tables = {"pool_depth": pool_depth, "pool_pixel": pool_depth // np.int32(geometry.depth_count)}
+    rows = len(pool_depth)
+    for level, width in enumerate(rest, start=1):
+        last = level == len(rest)
+        table, lists = lists.chunked(width, rows, keep_empty=last)
+        tables[f"pool_sum_{level}"] = table
+        rows = len(table)
+    return tables
