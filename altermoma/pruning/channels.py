@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -72,18 +73,21 @@ def check_groups(groups: Sequence[ChannelGroup], shapes: Mapping[str, Sequence[i
     names = [group.name for group in groups]
     if len(set(names)) != len(names):
         raise PruningError("two channel groups share a name", expected="unique names")
-    owner: dict[tuple[str, int, int], str] = {}
     for group in groups:
         _check_group(group, shapes)
+    along: dict[tuple[str, int], list[tuple[int, int, str]]] = {}
+    for group in groups:
         for member in group.members:
-            for entry in member.indices(torch.arange(group.width)).tolist():
-                key = (member.tensor, member.dim, entry)
-                if key in owner:
-                    raise PruningError(
-                        f"{member.tensor}, dimension {member.dim}, entry {entry}: in {owner[key]} and {group.name}",
-                        expected="one channel group per entry",
-                    )
-                owner[key] = group.name
+            stop = member.offset + group.width * member.repeat
+            along.setdefault((member.tensor, member.dim), []).append((member.offset, stop, group.name))
+    for (tensor, dim), spans in along.items():
+        spans.sort()
+        for (_, stop, owner), (start, _, name) in pairwise(spans):
+            if start < stop:
+                raise PruningError(
+                    f"{tensor}, dimension {dim}, entry {start}: in {owner} and {name}",
+                    expected="one channel group per entry",
+                )
 
 
 def _check_group(group: ChannelGroup, shapes: Mapping[str, Sequence[int]]) -> None:

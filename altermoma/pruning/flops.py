@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from altermoma.errors import PruningError
 from altermoma.models.batch import FrameBatch
 from altermoma.models.sparse_encoder import GatherConv
-from altermoma.pruning.channels import ChannelGroup
+from altermoma.models.swin import WindowAttention
+from altermoma.pruning.channels import ChannelGroup, Slice
 from altermoma.pruning.costs import CostModel
 
 PairCount = Literal["padded", "real"]
@@ -161,7 +162,8 @@ def _occupancy(model: nn.Module) -> Iterator[dict[str, float]]:
 def flop_costs(
     model: nn.Module, report: FlopReport, groups: Sequence[ChannelGroup], pairs: PairCount = "padded"
 ) -> CostModel:
-    """FLOPs as a function of widths: each layer's are proportional to the elements of its weight.
+    """FLOPs as a function of widths: each layer's are proportional to the elements of its weight, those of a window
+    attention's products to the dimensions of its heads.
 
     Args:
         model: the dense model.
@@ -172,10 +174,20 @@ def flop_costs(
     Raises:
         PruningError: a layer with prunable channels that did no counted work.
     """
-    shapes = tensor_shapes(model)
-    factors = {}
+    shapes = dict(tensor_shapes(model))
+    factors: dict[str, float] = {}
+    lines = {group.name: group for group in groups}
     for layer in report.layers:
-        if len(shapes.get(f"{layer.name}.weight", ())) >= 2:
+        module = model.get_submodule(layer.name)
+        if isinstance(module, WindowAttention):
+            # Scores and weighted values: each product costs the same per dimension of a head.
+            parts = [f"{layer.name}.{part}" for part in ("queries", "values")]
+            each = layer.count(pairs) / sum(lines[part].width for part in parts)
+            for part in parts:
+                line = lines[part]
+                shapes[part], factors[part] = (line.width,), each
+                lines[part] = replace(line, members=(*line.members, Slice(tensor=part, dim=0, produces=True)))
+        elif len(shapes.get(f"{layer.name}.weight", ())) >= 2:
             factors[f"{layer.name}.weight"] = layer.count(pairs) / _elements(shapes[f"{layer.name}.weight"])
     for group in groups:
         for member in group.members:
@@ -185,8 +197,12 @@ def flop_costs(
                     expected="every prunable layer to run on the reference frame",
                     remedy="take a reference frame with LiDAR points",
                 )
-    rest = sum(layer.count(pairs) for layer in report.layers if f"{layer.name}.weight" not in factors)
-    return CostModel(shapes, factors, groups, rest)
+    rest = sum(
+        layer.count(pairs)
+        for layer in report.layers
+        if factors.keys().isdisjoint((f"{layer.name}.weight", f"{layer.name}.queries"))
+    )
+    return CostModel(shapes, factors, list(lines.values()), rest)
 
 
 def parameter_costs(model: nn.Module, groups: Sequence[ChannelGroup]) -> CostModel:

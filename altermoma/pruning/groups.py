@@ -2,7 +2,8 @@
 
 Names are mmdet3d's BEVFusion's. Each part says which layers compute a stream of channels and which read it; widths
 and concatenation offsets are read from weight shapes, so that a pruned model gets its own table. Not prunable: depth
-bins, box properties and classes, and the head's embedding width, which runs through LayerNorm.
+bins, box properties and classes, and widths that run through LayerNorms: Swin's residual stream and the head's
+embedding.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def fusion_groups(model: nn.Module) -> tuple[ChannelGroup, ...]:
         PruningError: layers whose widths contradict how the parts are joined, or a layer that is not understood.
     """
     build = GroupBuilder(model)
-    camera = add_lss_neck(build, "img_neck", add_resnet(build, "img_backbone"))
+    camera = add_lss_neck(build, "img_neck", add_image_backbone(build, "img_backbone"))
     camera_bev = add_depth_lift(build, "view_transform", camera)
     lidar_rows = add_sparse_encoder(build, "pts_middle_encoder")
     join_fuser(build, "fusion_layer.0", camera_bev, lidar_rows)
@@ -42,6 +43,23 @@ def add_chain(build: GroupBuilder, root: str, source: Stream | None = None) -> S
     if source is None:
         raise PruningError(f"{root} has no layers", expected="convolution and norm pairs")
     return source
+
+
+def add_image_backbone(build: GroupBuilder, root: str) -> list[Stream]:
+    """The backbone's own channels; returns the stream that leaves each stage."""
+    return add_swin(build, root) if build.has(f"{root}.patch_embed") else add_resnet(build, root)
+
+
+def add_swin(build: GroupBuilder, root: str) -> list[Stream]:
+    """Swin's feed-forward widths and head dimensions. Its residual widths run through LayerNorms and stay."""
+    features = []
+    for stage, name in enumerate(build.children(f"{root}.stages")):
+        for block in build.children(f"{name}.blocks"):
+            build.attention(f"{block}.attn.w_msa")
+            build.stream(f"{block}.ffn.layers.0.0").read_by(f"{block}.ffn.layers.1")
+        if build.has(f"{root}.norm{stage}"):
+            features.append(Stream(fixed=build.tensors[f"{root}.norm{stage}.weight"].numel()))
+    return features
 
 
 def add_resnet(build: GroupBuilder, root: str) -> list[Stream]:

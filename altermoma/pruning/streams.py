@@ -27,10 +27,12 @@ class Stream:
     Attributes:
         producers: (convolution, norm or "", first entry of its output).
         consumers: (layer, first entry of its input, entries per channel).
+        fixed: channels of a stream that cannot be pruned; 0 for one that can.
     """
 
     producers: list[tuple[str, str, int]] = field(default_factory=list)
     consumers: list[tuple[str, int, int]] = field(default_factory=list)
+    fixed: int = 0
 
     def made_by(self, conv: str, norm: str = "", offset: int = 0) -> Stream:
         self.producers.append((conv, norm, offset))
@@ -48,11 +50,45 @@ class GroupBuilder:
         self.model = model
         self.tensors: dict[str, Tensor] = model.state_dict(keep_vars=True)
         self.streams: list[Stream] = []
+        self.attentions: list[ChannelGroup] = []
 
     def stream(self, conv: str, norm: str = "", offset: int = 0) -> Stream:
         """A new stream computed by `conv` (its outputs from `offset` on) and `norm`."""
         self.streams.append(Stream().made_by(conv, norm, offset))
         return self.streams[-1]
+
+    def attention(self, root: str) -> None:
+        """The dimensions of a window attention's heads: those of queries and keys, and those of values.
+
+        A channel is the dimension of that number in every head, so that all heads keep the same size. The rows of
+        `qkv` are queries, keys, values, each head by head; the product with the queries reads the keys.
+        """
+        heads, values, queries = self.head_dims(root)
+        starts = [head * queries for head in range(heads)]
+        keys, first_value = heads * queries, 2 * heads * queries
+        members = _rows(f"{root}.qkv", starts, produces=True)
+        members += _rows(f"{root}.qkv", [keys + start for start in starts], produces=False)
+        self._attention_group(f"{root}.queries", queries, members)
+        starts = [head * values for head in range(heads)]
+        members = _rows(f"{root}.qkv", [first_value + start for start in starts], produces=True)
+        members += [Slice(tensor=f"{root}.proj.weight", dim=1, offset=start, produces=False) for start in starts]
+        self._attention_group(f"{root}.values", values, members)
+
+    def head_dims(self, root: str) -> tuple[int, int, int]:
+        """Heads of a window attention, and the value and query dimensions of each."""
+        heads = int(self.tensors[f"{root}.relative_position_bias_table"].shape[1])
+        values = self.in_width(f"{root}.proj")
+        queries = self.out_width(f"{root}.qkv") - values
+        if values % heads or queries % (2 * heads):
+            raise PruningError(
+                f"{root} has {heads} heads, {values} values and {queries} queries and keys",
+                expected="the same whole number of values, and of queries and keys, in every head",
+            )
+        return heads, values // heads, queries // (2 * heads)
+
+    def _attention_group(self, name: str, width: int, members: list[Slice]) -> None:
+        partition = self._partition_of([f"{name.rpartition('.')[0]}.qkv"])
+        self.attentions.append(ChannelGroup(name=name, partition=partition, width=width, members=tuple(members)))
 
     def has(self, module: str) -> bool:
         return any(name.startswith(f"{module}.") for name in self.tensors)
@@ -70,6 +106,8 @@ class GroupBuilder:
 
     def width(self, stream: Stream) -> int:
         """Channels of a stream: what its first producer computes from its offset on."""
+        if stream.fixed:
+            return stream.fixed
         conv, _, offset = stream.producers[0]
         return self.out_width(conv) - offset
 
@@ -106,7 +144,7 @@ class GroupBuilder:
 
     def groups(self) -> tuple[ChannelGroup, ...]:
         """Every stream as a channel group, checked."""
-        found = tuple(self._group(stream) for stream in self.streams)
+        found = (*(self._group(stream) for stream in self.streams), *self.attentions)
         check_groups(found, {name: tensor.shape for name, tensor in self.tensors.items()})
         return found
 
@@ -122,17 +160,25 @@ class GroupBuilder:
             members.append(Slice(tensor=f"{layer}.weight", dim=dim, offset=start, repeat=repeat, produces=False))
         return ChannelGroup(
             name=first,
-            partition=self._partition(stream),
+            partition=self._partition_of([conv for conv, _, _ in stream.producers]),
             width=self.width(stream),
             members=tuple(members),
         )
 
-    def _partition(self, stream: Stream) -> Partition:
-        """The one partition of everything that computes the stream."""
-        first = stream.producers[0][0]
+    def _partition_of(self, layers: list[str]) -> Partition:
+        """The one partition of everything that computes a stream."""
         if not isinstance(self.model, Partitioned):
             raise PruningError(f"{type(self.model).__name__} has no partition_of", expected="a model with partitions")
-        found = {self.model.partition_of(f"{conv}.weight") for conv, _, _ in stream.producers}
+        found = {self.model.partition_of(f"{layer}.weight") for layer in layers}
         if len(found) != 1:
-            raise PruningError(f"producers of {first} lie in partitions {sorted(found)}", expected="one partition")
+            raise PruningError(f"producers of {layers[0]} lie in partitions {sorted(found)}", expected="one partition")
         return found.pop()
+
+
+def _rows(layer: str, starts: list[int], *, produces: bool) -> list[Slice]:
+    """What a linear layer computes from each of `starts` on."""
+    return [
+        Slice(tensor=f"{layer}.{leaf}", dim=0, offset=start, produces=produces)
+        for start in starts
+        for leaf in ("weight", "bias")
+    ]

@@ -37,10 +37,28 @@ BOTTLENECK = ModelConfig(
 )
 
 
+def scaled_down(config: ModelConfig) -> ModelConfig:
+    """The same layers and widths on small pictures and a small range."""
+    geometry, image = config.geometry, config.geometry.image
+    cell, (x, y) = geometry.voxel_size[0], (16 << geometry.lidar_levels, 16 << geometry.lidar_levels)
+    low, high = (-x * cell / 2, -y * cell / 2), (x * cell / 2, y * cell / 2)
+    small = dataclasses.replace(
+        geometry,
+        image=dataclasses.replace(image, cameras=2, height=64, width=96, resize=None),
+        point_range=(*low, geometry.point_range[2], *high, geometry.point_range[5]),
+        fan_in=(16, 16, 16),
+    )
+    return dataclasses.replace(config, geometry=small)
+
+
 def fusion_model(config: ModelConfig, seed: int = 0) -> FusionModel:
     """Random weights and random norm statistics, so that no channel is trivial; eval mode."""
     torch.manual_seed(seed)
     model = FusionModel(config).eval()
+    for name, parameter in model.img_backbone.named_parameters():
+        # Attention that is far from even, so that every dimension of a head counts.
+        if name.endswith(("qkv.weight", "qkv.bias", "relative_position_bias_table")):
+            nn.init.normal_(parameter, std=0.2)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             for tensor, low, high in (

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from fusion_toys import BASIC, BOTTLENECK, frame_batch, fusion_model, outputs_of
+from fusion_toys import BASIC, BOTTLENECK, frame_batch, fusion_model, outputs_of, scaled_down
 from torch import Tensor, nn
 
 from altermoma.errors import PruningError
@@ -18,7 +18,12 @@ from altermoma.pruning.channels import ChannelGroup, Slice, check_groups, check_
 from altermoma.pruning.groups import fusion_groups
 from altermoma.pruning.surgery import mask, shrink
 
-CONFIGS = {"basic": BASIC, "bottleneck": BOTTLENECK, "bevfusion-tiny": PRESETS["bevfusion-tiny"]}
+CONFIGS = {
+    "basic": BASIC,
+    "bottleneck": BOTTLENECK,
+    **{name: scaled_down(config) for name, config in PRESETS.items()},
+    "bevfusion-tiny": PRESETS["bevfusion-tiny"],
+}
 
 
 def random_keep(groups: tuple[ChannelGroup, ...], seed: int) -> dict[str, Tensor]:
@@ -84,7 +89,13 @@ def test_every_channel_that_can_go_is_in_the_table(name: str) -> None:
     positions = {f"decoder.0.{b}.position_embedding_head.3" for b in ("self_posembed", "cross_posembed")}
     attention = {f"decoder.0.{b}.attn.out_proj" for b in ("self_attn", "cross_attn")}
     others = {"shared_conv", "heatmap_head.1", "class_encoding", "decoder.0.ffn.layers.1"}
-    assert stays == branches | positions | attention | others
+    assert stays == branches | positions | attention | others | stays_in_swin(model)
+
+
+def stays_in_swin(model: FusionModel) -> set[str]:
+    """Layers that compute the residual stream, whose width runs through LayerNorms."""
+    ends = (".patch_embed.projection", ".w_msa.proj", ".ffn.layers.1", ".reduction", ".relative_position_bias_table")
+    return {name for name, _ in model.named_modules() if name.startswith("img_backbone") and name.endswith(ends)}
 
 
 class DenseCamera(nn.Module):
