@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from altermoma.frames import Calibration
 from altermoma.geometry import Geometry, ImageGeometry
 from altermoma.models.batch import FrameBatch, collate
-from altermoma.models.config import BevConfig, CameraConfig, HeadConfig, LidarConfig, ModelConfig, ResNetConfig
+from altermoma.models.config import (
+    BevConfig,
+    CameraConfig,
+    HeadConfig,
+    LidarConfig,
+    ModelConfig,
+    ResNetConfig,
+    SwinConfig,
+)
 from altermoma.models.fusion import FusionModel
 from altermoma.models.head import HeadOutputs
 from altermoma.ops.prepare import FramePreparer
@@ -35,6 +43,8 @@ BOTTLENECK = ModelConfig(
     bev=BevConfig(fuser=32, widths=(24, 32), layers=(1, 2), strides=(1, 2), neck=(16, 24)),
     head=HeadConfig(proposals=12, embed=32, ffn=40, branch=16),
 )
+
+SWIN = dataclasses.replace(BASIC, backbone=SwinConfig(embed=16, depths=(1, 2, 1, 1), heads=(1, 2, 2, 4), window=3))
 
 
 def scaled_down(config: ModelConfig) -> ModelConfig:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from fusion_toys import BASIC, BOTTLENECK, frame_batch, fusion_model
+from fusion_toys import BASIC, BOTTLENECK, SWIN, frame_batch, fusion_model
 from test_groups import random_keep
 from torch import Tensor, nn
 
@@ -82,7 +82,7 @@ def test_every_layer_equals_the_hand_count(config: ModelConfig, frames: int) -> 
     assert report.to_json()["total_real"] == pytest.approx(sum(report.by_stage("real").values()))
 
 
-@pytest.mark.parametrize("config", [BASIC, BOTTLENECK], ids=IDS)
+@pytest.mark.parametrize("config", [BASIC, BOTTLENECK, SWIN], ids=[*IDS, "swin"])
 def test_analytic_costs_equal_those_of_the_shrunk_model(config: ModelConfig) -> None:
     model, batch = fusion_model(config), frame_batch(config.geometry)
     groups = fusion_groups(model)

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from fusion_toys import BASIC, BOTTLENECK, frame_batch, fusion_model, outputs_of, scaled_down
+from fusion_toys import BASIC, BOTTLENECK, SWIN, frame_batch, fusion_model, outputs_of, scaled_down
 from torch import Tensor, nn
 
 from altermoma.errors import PruningError
@@ -21,9 +21,12 @@ from altermoma.pruning.surgery import mask, shrink
 CONFIGS = {
     "basic": BASIC,
     "bottleneck": BOTTLENECK,
+    "swin": SWIN,
     **{name: scaled_down(config) for name, config in PRESETS.items()},
     "bevfusion-tiny": PRESETS["bevfusion-tiny"],
 }
+LARGE = [name for name in PRESETS if name != "bevfusion-tiny"]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in CONFIGS]
 
 
 def random_keep(groups: tuple[ChannelGroup, ...], seed: int) -> dict[str, Tensor]:
@@ -41,7 +44,7 @@ def in_float64(model: FusionModel, batch: FrameBatch) -> tuple[FusionModel, Fram
     return model.double(), FrameBatch(tensors=tensors, size=batch.size)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", SLOW)
 def test_shrunk_equals_masked(name: str) -> None:
     config = CONFIGS[name]
     model, batch = in_float64(fusion_model(config), frame_batch(config.geometry))
@@ -141,7 +144,7 @@ def test_camera_groups_equal_those_of_a_tracer(config: ModelConfig) -> None:
         assert found == expected, group.name
 
 
-@pytest.mark.parametrize("config", [BASIC, BOTTLENECK], ids=["basic", "bottleneck"])
+@pytest.mark.parametrize("config", [BASIC, BOTTLENECK, SWIN], ids=["basic", "bottleneck", "swin"])
 def test_a_pruned_model_still_masks_its_branches(config: ModelConfig) -> None:
     model, batch = fusion_model(config), frame_batch(config.geometry)
     groups = fusion_groups(model)
