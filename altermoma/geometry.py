@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +42,12 @@ class Geometry:
     Attributes:
         point_range: x, y, z minimum then maximum, metres.
         voxel_size: metres along x, y, z.
-        max_voxels: rows the LiDAR stage accepts; more are dropped with a counted warning.
-        max_points_per_voxel: points averaged per voxel; later ones are ignored.
+        lidar: what the LiDAR branch is fed with: voxels for a sparse encoder, or pillars, which are one voxel high.
+        max_voxels: voxels or pillars the LiDAR stage accepts; more are dropped with a counted warning.
+        max_points_per_voxel: points averaged per voxel, or fed per pillar; later ones are ignored.
         point_features: columns of a point: x, y, z (m), intensity, time lag (s).
-        lidar_levels: number of 2x downsamplings (x, y) in the sparse encoder.
+        lidar_levels: number of 2x downsamplings (x, y) in the sparse encoder; 0 with pillars.
+        head_stride: cells of the fused map per cell of the head's map, along x and y.
         depth_bins: start, stop, step of the lifted depth, metres.
         pool_cell: metres of one cell that camera features are pooled into.
         pool_z: lowest and highest z of lifted points that are pooled, metres.
@@ -57,10 +59,12 @@ class Geometry:
     image: ImageGeometry = ImageGeometry()
     point_range: tuple[float, float, float, float, float, float] = (-32.0, -32.0, -3.0, 32.0, 32.0, 3.0)
     voxel_size: tuple[float, float, float] = (0.2, 0.2, 0.3)
+    lidar: Literal["voxels", "pillars"] = "voxels"
     max_voxels: int = 30000
     max_points_per_voxel: int = 10
     point_features: int = 5
     lidar_levels: int = 2
+    head_stride: int = 1
     depth_bins: tuple[float, float, float] = (1.0, 41.0, 1.0)
     pool_cell: float = 0.8
     pool_z: tuple[float, float] = (-10.0, 10.0)
@@ -75,15 +79,21 @@ class Geometry:
         return x, y, z + 1
 
     @property
-    def bev_shape(self) -> tuple[int, int]:
-        """Grid (x, y) of the LiDAR branch's output, which is also the head's grid."""
+    def fused_shape(self) -> tuple[int, int]:
+        """Grid (x, y) in which the branches meet: that of the LiDAR branch's output."""
         x, y, _ = self.sparse_shape
         return x >> self.lidar_levels, y >> self.lidar_levels
 
     @property
+    def bev_shape(self) -> tuple[int, int]:
+        """Grid (x, y) of the map that the head reads."""
+        x, y = self.fused_shape
+        return x // self.head_stride, y // self.head_stride
+
+    @property
     def bev_cell(self) -> float:
         """Metres of one cell of `bev_shape`."""
-        return self.voxel_size[0] * (1 << self.lidar_levels)
+        return self.voxel_size[0] * (1 << self.lidar_levels) * self.head_stride
 
     @property
     def pool_shape(self) -> tuple[int, int]:

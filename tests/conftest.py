@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_nuscenes import write_tiny_nuscenes
 
@@ -31,3 +32,12 @@ def real_nuscenes() -> Path:
     if not root.is_dir():
         pytest.skip(f"no real frames at {root}")
     return root
+
+
+@pytest.fixture(scope="session")
+def real_sweeps() -> np.ndarray:
+    """Ten real nuScenes sweeps: float32 [271156, 5], x, y, z (m, LiDAR frame), intensity, time lag (s)."""
+    path = REAL / "nuscenes_ten_sweeps.bin"
+    if not path.is_file():
+        pytest.skip(f"no real sweeps at {path}")
+    return np.fromfile(path, np.float16).reshape(-1, 5).astype(np.float32)

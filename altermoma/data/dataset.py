@@ -16,7 +16,7 @@ from altermoma.errors import DataError
 from altermoma.frames import Boxes, Calibration, Frame
 from altermoma.geometry import Geometry
 from altermoma.ops.images import resize_crop
-from altermoma.ops.prepare import FramePreparer
+from altermoma.ops.prepare import FramePreparer, dropped_warning
 from altermoma.progress import say
 
 _ORDER, _AUGMENT = 0, 1
@@ -139,7 +139,10 @@ class FrameDataset:
         dropped = preparer.dropped_voxels - dropped
         warnings = frame.warnings
         if dropped:
-            warnings = (*warnings, f"{dropped} voxels beyond the model's {self.geometry.max_voxels} were dropped")
+            warnings = (
+                *warnings,
+                dropped_warning(dropped, self.geometry),
+            )
         self._warn(index, warnings)
         return Sample(
             inputs=inputs,

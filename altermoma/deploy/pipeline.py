@@ -18,7 +18,7 @@ from altermoma.errors import BundleError, DataError
 from altermoma.frames import Boxes, Calibration
 from altermoma.geometry import Geometry
 from altermoma.ops.decode import decode
-from altermoma.ops.prepare import FramePreparer
+from altermoma.ops.prepare import LIDAR_ROWS, FramePreparer, dropped_warning
 
 Backend = Literal["onnxruntime", "tensorrt"]
 
@@ -135,10 +135,10 @@ class Pipeline:
         dropped = self._preparer.dropped_voxels
         inputs = dict(self._preparer.prepare_parts(cameras_vhw3, points_p5, calibration))
         dropped = self._preparer.dropped_voxels - dropped
-        if not len(inputs["voxels"]):
+        if not len(inputs[LIDAR_ROWS[self.geometry.lidar]]):
             warnings.append(NO_POINTS)
         if dropped:
-            warnings.append(f"{dropped} voxels beyond the model's {self.geometry.max_voxels} were dropped")
+            warnings.append(dropped_warning(dropped, self.geometry))
         return inputs, tuple(warnings)
 
     def run_stages(self, inputs: Arrays, watch: Stopwatch | None = None) -> Arrays:
@@ -183,8 +183,9 @@ def choose_precision(bundle: Bundle, precision: str | None) -> str:
 
 
 def _nothing_seen(tensors: Arrays) -> bool:
-    """Whether some level of the sparse encoder has no row: then none after it has, and no cell gets a value."""
-    tables = [array for name, array in tensors.items() if name in {"voxels", "out_table"} or name.startswith("down_")]
+    """Whether some level of the LiDAR branch has no row: then none after it has, and no cell gets a value."""
+    rows = {*LIDAR_ROWS.values(), "out_table"}
+    tables = [array for name, array in tensors.items() if name in rows or name.startswith("down_")]
     return any(len(array) == 0 for array in tables)
 
 

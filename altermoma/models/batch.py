@@ -40,6 +40,8 @@ def _row_source(name: str, geometry: Geometry) -> str | None:
     if name.startswith("pool_sum_"):
         level = int(name.removeprefix("pool_sum_"))
         return "pool_depth" if level == 1 else f"pool_sum_{level - 1}"
+    if geometry.lidar == "pillars":
+        return {"pillar_table": "points", "point_pillar": "pillar_table", "bev_table": "pillar_table"}.get(name)
     return {"bev_table": "out_table", "out_table": f"subm_table_{geometry.lidar_levels}"}.get(name)
 
 

@@ -51,21 +51,26 @@ class Second(nn.Module):
 
 
 class SecondFpn(nn.Module):
-    """Brings every level to the finest grid and concatenates."""
+    """Brings every level to the grid of stride `out_stride` and concatenates."""
 
-    def __init__(self, config: BevConfig) -> None:
+    def __init__(self, config: BevConfig, out_stride: int = 1) -> None:
         super().__init__()
         deblocks = []
-        scale = 1
-        for in_channels, out_channels, stride in zip(config.widths, config.neck, config.strides, strict=True):
-            scale *= stride
-            up: nn.Module = (
-                nn.Conv2d(in_channels, out_channels, 1, bias=False)
-                if scale == 1
-                else nn.ConvTranspose2d(in_channels, out_channels, scale, scale, bias=False)
-            )
-            deblocks.append(nn.Sequential(up, nn.BatchNorm2d(out_channels, eps=BN_EPS), nn.ReLU()))
+        stride = 1
+        for in_channels, out_channels, step in zip(config.widths, config.neck, config.strides, strict=True):
+            stride *= step
+            resample = _resampling(in_channels, out_channels, stride, out_stride)
+            deblocks.append(nn.Sequential(resample, nn.BatchNorm2d(out_channels, eps=BN_EPS), nn.ReLU()))
         self.deblocks = nn.ModuleList(deblocks)
 
     def forward(self, levels: list[Tensor]) -> Tensor:
         return torch.cat([deblock(level) for deblock, level in zip(self.deblocks, levels, strict=True)], dim=1)
+
+
+def _resampling(in_channels: int, out_channels: int, stride: int, out_stride: int) -> nn.Module:
+    """From a map of one stride to another's grid: a transposed convolution up, a strided one down."""
+    if stride > out_stride:
+        scale = stride // out_stride
+        return nn.ConvTranspose2d(in_channels, out_channels, scale, scale, bias=False)
+    scale = out_stride // stride
+    return nn.Conv2d(in_channels, out_channels, scale, scale, bias=False)

@@ -55,6 +55,17 @@ class LidarConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PillarConfig:
+    """PointPillars' point network: output widths of its layers. For a geometry whose `lidar` is "pillars"."""
+
+    widths: tuple[int, ...] = (64, 64)
+
+    @property
+    def channels(self) -> int:
+        return self.widths[-1]
+
+
+@dataclass(frozen=True, kw_only=True)
 class BevConfig:
     """Fuser, SECOND backbone and SECONDFPN neck."""
 
@@ -85,6 +96,6 @@ class ModelConfig:
     geometry: Geometry = field(default_factory=Geometry)
     backbone: BackboneConfig = field(default_factory=ResNetConfig)
     camera: CameraConfig = field(default_factory=CameraConfig)
-    lidar: LidarConfig = field(default_factory=LidarConfig)
+    lidar: LidarConfig | PillarConfig = field(default_factory=LidarConfig)
     bev: BevConfig = field(default_factory=BevConfig)
     head: HeadConfig = field(default_factory=HeadConfig)

@@ -6,17 +6,19 @@ from typing import Literal, cast
 
 from torch import Tensor, nn
 
-from altermoma.errors import PruningError
+from altermoma.errors import PruningError, RecipeError
 from altermoma.models.backbone import Backbone
 from altermoma.models.batch import FrameBatch
 from altermoma.models.bev import ConvFuser, Second, SecondFpn
 from altermoma.models.camera import DepthLift, LssNeck
-from altermoma.models.config import ModelConfig, ResNetConfig
+from altermoma.models.config import LidarConfig, ModelConfig, PillarConfig, ResNetConfig
 from altermoma.models.head import HeadOutputs, TransFusionHead
+from altermoma.models.pillars import PillarEncoder
 from altermoma.models.resnet import ResNet
 from altermoma.models.sparse_encoder import SparseEncoder
 from altermoma.models.swin import Swin
 from altermoma.ops.functional import pool_bev
+from altermoma.ops.pillars import DECORATIONS
 from altermoma.ops.sparse_tables import level_shapes
 from altermoma.recipe import Partition
 
@@ -27,6 +29,7 @@ PARTITIONS: dict[str, Partition] = {
     "img_neck": "camera",
     "view_transform": "camera",
     "pts_middle_encoder": "lidar",
+    "pts_voxel_encoder": "lidar",
     "fusion_layer": "fusion",
     "pts_backbone": "fusion",
     "pts_neck": "fusion",
@@ -43,7 +46,13 @@ def _backbone(config: ModelConfig) -> Backbone:
 
 
 class FusionModel(nn.Module):
-    """Camera-LiDAR detector with BEVFusion's structure."""
+    """Camera-LiDAR detector with BEVFusion's structure.
+
+    Voxels go through `pts_middle_encoder`, pillars through `pts_voxel_encoder`; a model has one of the two.
+    """
+
+    pts_middle_encoder: SparseEncoder
+    pts_voxel_encoder: PillarEncoder
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -52,15 +61,29 @@ class FusionModel(nn.Module):
         self.img_backbone = _backbone(config)
         self.img_neck = LssNeck(self.img_backbone.out_channels, config.camera.neck)
         self.view_transform = DepthLift(config.camera.neck, geometry.depth_count, config.camera)
-        self.pts_middle_encoder = SparseEncoder(config.lidar, geometry.point_features, geometry.bev_shape)
-        lidar_channels = config.lidar.channels * level_shapes(geometry)[-1][2]
+        lidar_channels = self._add_lidar_encoder(config)
         self.fusion_layer = ConvFuser(config.camera.channels + lidar_channels, config.bev.fuser)
         self.pts_backbone = Second(config.bev.fuser, config.bev)
-        self.pts_neck = SecondFpn(config.bev)
+        self.pts_neck = SecondFpn(config.bev, geometry.head_stride)
         self.bbox_head = TransFusionHead(sum(config.bev.neck), geometry.bev_shape, config.head)
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module.bias is None:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def _add_lidar_encoder(self, config: ModelConfig) -> int:
+        """The encoder that the geometry asks for; returns the channels of its map."""
+        geometry, lidar = config.geometry, config.lidar
+        if geometry.lidar == "pillars" and isinstance(lidar, PillarConfig):
+            point_columns = geometry.point_features + DECORATIONS
+            self.pts_voxel_encoder = PillarEncoder(lidar, point_columns, geometry.fused_shape)
+            return lidar.channels
+        if geometry.lidar == "voxels" and isinstance(lidar, LidarConfig):
+            self.pts_middle_encoder = SparseEncoder(lidar, geometry.point_features, geometry.fused_shape)
+            return lidar.channels * level_shapes(geometry)[-1][2]
+        raise RecipeError(
+            f"a geometry of {geometry.lidar} with a {type(lidar).__name__}",
+            expected="LidarConfig for voxels, PillarConfig for pillars",
+        )
 
     def lift(self, images: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
         """[N, 3, H, W], [N, 1, H, W] -> depth weights [N, h, w, D], pixel features [N, h, w, C]."""
@@ -79,7 +102,9 @@ class FusionModel(nn.Module):
         return self.pool(weights, features, [batch[name] for name in self.pool_tables], batch.size)
 
     def lidar_branch(self, batch: FrameBatch) -> Tensor:
-        """LiDAR BEV [B, C * Z, X, Y]."""
+        """LiDAR BEV [B, C * Z, X, Y]; pillars have one height."""
+        if self.config.geometry.lidar == "pillars":
+            return self.pts_voxel_encoder(batch.tensors, batch.size)  # type: ignore[no-any-return]
         return self.pts_middle_encoder(batch["voxels"], batch.tensors, batch.size)  # type: ignore[no-any-return]
 
     def fuse(self, camera_bev: Tensor, lidar_bev: Tensor) -> Tensor:
@@ -99,7 +124,7 @@ class FusionModel(nn.Module):
     def _zeros_like(self, other: Tensor | None, channels: int, batch: FrameBatch) -> Tensor:
         if other is None:
             raise PruningError("both branches are masked", expected="at most one masked branch")
-        return other.new_zeros(batch.size, channels, *self.config.geometry.bev_shape)
+        return other.new_zeros(batch.size, channels, *self.config.geometry.fused_shape)
 
     @property
     def pool_tables(self) -> tuple[str, ...]:

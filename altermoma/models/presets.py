@@ -13,6 +13,7 @@ from altermoma.models.config import (
     HeadConfig,
     LidarConfig,
     ModelConfig,
+    PillarConfig,
     ResNetConfig,
     SwinConfig,
 )
@@ -51,8 +52,24 @@ def _bottlenecks(*blocks: int) -> ResNetConfig:
     return ResNetConfig(block="bottleneck", stem=64, widths=(64, 128, 256, 512), blocks=(first, second, third, fourth))
 
 
+TINY_PILLARS = ModelConfig(
+    geometry=Geometry(
+        lidar="pillars",
+        voxel_size=(0.4, 0.4, 6.0),
+        max_voxels=8000,
+        max_points_per_voxel=12,
+        lidar_levels=0,
+        head_stride=2,
+        pool_cell=0.4,
+    ),
+    lidar=PillarConfig(widths=(32, 32)),
+    bev=BevConfig(fuser=32, widths=(24, 48, 80), layers=(1, 2, 2), strides=(1, 2, 2), neck=(24, 32, 32)),
+)
+"""bevfusion-tiny with pillars: the same ranges, pictures and head."""
+
 PRESETS: dict[str, ModelConfig] = {
     "bevfusion-tiny": ModelConfig(),
+    "bevfusion-tiny-pillars": TINY_PILLARS,
     "bevfusion-mit-r50-second": _bevfusion_mit(_bottlenecks(3, 4, 6, 3)),
     "bevfusion-mit-r101-second": _bevfusion_mit(_bottlenecks(3, 4, 23, 3)),
     "bevfusion-mit-swint-voxelnet": _bevfusion_mit(SwinConfig()),

@@ -71,6 +71,20 @@ class LidarStage(StageModule):
         return self.pts_middle_encoder(voxels, named, 1)  # type: ignore[no-any-return]
 
 
+class PillarStage(StageModule):
+    """Points in pillars to the LiDAR's bird's-eye view."""
+
+    outputs = ("lidar_bev",)
+
+    def __init__(self, model: FusionModel) -> None:
+        super().__init__()
+        self.pts_voxel_encoder = model.pts_voxel_encoder
+        self.inputs = model.pts_voxel_encoder.inputs
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return self.pts_voxel_encoder(dict(zip(self.inputs, tensors, strict=True)), 1)  # type: ignore[no-any-return]
+
+
 class FusionStage(StageModule):
     """Both views to the map the head reads."""
 
@@ -107,7 +121,7 @@ def stage_modules(model: FusionModel) -> dict[str, StageModule]:
     return {
         "camera": CameraStage(model),
         "view": ViewStage(model),
-        "lidar": LidarStage(model),
+        "lidar": PillarStage(model) if model.config.geometry.lidar == "pillars" else LidarStage(model),
         "fusion": FusionStage(model),
         "head": HeadStage(model),
     }

@@ -14,11 +14,15 @@ from altermoma.frames import Calibration, Frame
 from altermoma.geometry import Geometry
 from altermoma.ops.depth_image import depth_images
 from altermoma.ops.images import normalise, resize_crop
+from altermoma.ops.pillars import PillarBuilder
 from altermoma.ops.pooling_tables import build_pooling_tables
 from altermoma.ops.sparse_tables import SparseTableBuilder
 from altermoma.ops.voxels import Voxeliser
 
 StageInputs = dict[str, NDArray[np.generic]]
+
+LIDAR_ROWS = {"voxels": "voxels", "pillars": "points"}
+"""What `Geometry.lidar` says -> the graph input that has no row when the cloud is empty."""
 
 
 class FramePreparer:
@@ -26,15 +30,14 @@ class FramePreparer:
 
     Attributes:
         timings_ms: milliseconds of the last frame's parts: images, depth, voxels, tables.
-        dropped_voxels: voxels left out so far because a frame had more than `max_voxels`.
+        dropped_voxels: voxels or pillars left out so far because a frame had more than `max_voxels`.
     """
 
     def __init__(self, geometry: Geometry) -> None:
         self.geometry = geometry
         self.timings_ms: dict[str, float] = {}
         self.dropped_voxels = 0
-        self._voxelise = Voxeliser(geometry)
-        self._tables = SparseTableBuilder(geometry)
+        self._lidar = _PillarInputs(geometry) if geometry.lidar == "pillars" else _VoxelInputs(geometry)
         self._pooling_of: tuple[Calibration, dict[str, NDArray[np.int32]]] | None = None
 
     def prepare(self, frame: Frame, *, lidar_aug_44: NDArray[np.float64] | None = None) -> StageInputs:
@@ -60,11 +63,9 @@ class FramePreparer:
         with self._timed("depth"):
             inputs["depth"] = depth_images(points_p5, calibration, image)
         with self._timed("voxels"):
-            voxels = self._voxelise(_moved(points_p5, lidar_aug_44))
-            self.dropped_voxels += voxels.dropped
-            inputs["voxels"] = voxels.features_nc
+            self.dropped_voxels += self._lidar.sort(_moved(points_p5, lidar_aug_44))
         with self._timed("tables"):
-            inputs.update(self._tables.build(voxels.keys_n))
+            inputs.update(self._lidar.inputs())
             inputs.update(self._pooling(calibration, lidar_aug_44))
         return inputs
 
@@ -105,6 +106,41 @@ class FramePreparer:
         started = time.perf_counter()
         yield
         self.timings_ms[part] = (time.perf_counter() - started) * 1e3
+
+
+class _VoxelInputs:
+    """Points to the inputs of a sparse encoder, in two parts: voxels, then their tables."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        self._voxelise, self._tables = Voxeliser(geometry), SparseTableBuilder(geometry)
+
+    def sort(self, points_p5: NDArray[np.float32]) -> int:
+        """Sorts the points into cells; returns how many cells were dropped."""
+        self._voxels = self._voxelise(points_p5)
+        return self._voxels.dropped
+
+    def inputs(self) -> StageInputs:
+        return {"voxels": self._voxels.features_nc, **self._tables.build(self._voxels.keys_n)}
+
+
+class _PillarInputs:
+    """As `_VoxelInputs` for a pillar encoder, whose tables come with the pillars."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        self._build = PillarBuilder(geometry)
+
+    def sort(self, points_p5: NDArray[np.float32]) -> int:
+        """Sorts the points into pillars; returns how many pillars were dropped."""
+        self._pillars = self._build(points_p5)
+        return self._pillars.dropped
+
+    def inputs(self) -> StageInputs:
+        return self._pillars.inputs()
+
+
+def dropped_warning(count: int, geometry: Geometry) -> str:
+    """What to say of a frame with more voxels or pillars than the model takes."""
+    return f"{count} {geometry.lidar} beyond the model's {geometry.max_voxels} were dropped"
 
 
 def same_calibration(first: Calibration, second: Calibration) -> bool:

@@ -1,7 +1,8 @@
 """FLOPs (2 x MAC) of a model on a reference frame: per layer and stage, sparse layers by real and by padded pairs.
 
-*Padded* counts what the graph executes: every entry of a sparse convolution's table, occupied or not. *Real* counts the
-entries that have a source voxel. Element-wise work, norms, softmax and the sums of BEV pooling are not counted.
+*Padded* counts what the graph executes: every entry of a sparse convolution's table, occupied or not, and the pillars'
+rows of zeros. *Real* counts the entries that have a source voxel, and the rows that are points. Element-wise work,
+norms, softmax and the sums of BEV pooling are not counted.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from altermoma.errors import PruningError
 from altermoma.models.batch import FrameBatch
+from altermoma.models.pillars import PillarEncoder
 from altermoma.models.sparse_encoder import GatherConv
 from altermoma.models.swin import WindowAttention
 from altermoma.pruning.channels import ChannelGroup, Slice
@@ -30,6 +32,7 @@ STAGES: dict[str, str] = {
     "view_transform.downsample": "view",
     "view_transform": "camera",
     "pts_middle_encoder": "lidar",
+    "pts_voxel_encoder": "lidar",
     "fusion_layer": "fusion",
     "pts_backbone": "fusion",
     "pts_neck": "fusion",
@@ -141,15 +144,14 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _occupancy(model: nn.Module) -> Iterator[dict[str, float]]:
-    """Yields a dict that fills with the share of occupied table entries of each sparse convolution that runs."""
+    """Yields a dict that fills with the share of real work of each sparse layer that runs: occupied entries, points."""
     shares: dict[str, float] = {}
     hooks = []
     for name, module in model.named_modules():
-        if isinstance(module, GatherConv):
+        if isinstance(module, GatherConv | PillarEncoder):
 
-            def record(_module: nn.Module, inputs: tuple[Tensor, Tensor], name: str = name) -> None:
-                rows, table = inputs
-                shares[name] = float((table < rows.shape[0]).sum()) / max(table.numel(), 1)
+            def record(module: nn.Module, inputs: tuple[Any, ...], name: str = name) -> None:
+                shares.update(_real_shares(name, module, inputs))
 
             hooks.append(module.register_forward_pre_hook(record))
     try:
@@ -157,6 +159,16 @@ def _occupancy(model: nn.Module) -> Iterator[dict[str, float]]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _real_shares(name: str, module: nn.Module, inputs: tuple[Any, ...]) -> dict[str, float]:
+    """Layer -> share of its work that is real, from what a sparse module is called with."""
+    if isinstance(module, PillarEncoder):
+        points: Tensor = inputs[0]["points"]
+        share = float(points.any(dim=1).sum()) / max(len(points), 1)
+        return {f"{name}.pfn_layers.{index}.linear": share for index in range(len(module.pfn_layers))}
+    rows, table = inputs
+    return {name: float((table < rows.shape[0]).sum()) / max(table.numel(), 1)}
 
 
 def flop_costs(

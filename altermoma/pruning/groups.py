@@ -24,7 +24,10 @@ def fusion_groups(model: nn.Module) -> tuple[ChannelGroup, ...]:
     build = GroupBuilder(model)
     camera = add_lss_neck(build, "img_neck", add_image_backbone(build, "img_backbone"))
     camera_bev = add_depth_lift(build, "view_transform", camera)
-    lidar_rows = add_sparse_encoder(build, "pts_middle_encoder")
+    if build.has("pts_voxel_encoder"):
+        lidar_rows = add_pillar_encoder(build, "pts_voxel_encoder")
+    else:
+        lidar_rows = add_sparse_encoder(build, "pts_middle_encoder")
     join_fuser(build, "fusion_layer.0", camera_bev, lidar_rows)
     fused = build.stream("fusion_layer.0", "fusion_layer.1")
     levels = add_second(build, "pts_backbone", fused)
@@ -135,6 +138,18 @@ def add_sparse_encoder(build: GroupBuilder, root: str) -> Stream:
         stage += 1
     stream.read_by(f"{root}.conv_out.0")
     return build.stream(f"{root}.conv_out.0", f"{root}.conv_out.1")
+
+
+def add_pillar_encoder(build: GroupBuilder, root: str) -> Stream:
+    """PointPillars' layers: each but the first reads [a point's channels, their maximum over its pillar]."""
+    first, *following = build.children(f"{root}.pfn_layers")
+    stream = build.stream(f"{first}.linear", f"{first}.norm")
+    for layer in following:
+        reader, width = f"{layer}.linear", build.width(stream)
+        build.check_reads(reader, 2 * width)
+        stream.read_by(reader).read_by(reader, width)
+        stream = build.stream(reader, f"{layer}.norm")
+    return stream
 
 
 def join_fuser(build: GroupBuilder, fuser: str, camera: Stream, lidar: Stream) -> None:

@@ -34,7 +34,7 @@ class TorchStage:
 
 def torch_pipeline(model: FusionModel) -> Pipeline:
     """A pipeline whose stages run in torch on the CPU."""
-    x, y = model.config.geometry.bev_shape
+    x, y = model.config.geometry.fused_shape
     shapes: dict[str, dict[str, tuple[int, ...]]] = {"lidar": {"lidar_bev": (1, model.lidar_channels, x, y)}}
     runners = {
         name: TorchStage(name, module.eval(), shapes.get(name, {})) for name, module in stage_modules(model).items()
