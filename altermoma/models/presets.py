@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 
 from altermoma.errors import RecipeError
@@ -47,6 +48,33 @@ def _bevfusion_mit(backbone: BackboneConfig) -> ModelConfig:
     )
 
 
+def _bevfusion_mit_pillars(backbone: BackboneConfig) -> ModelConfig:
+    """BEVFusion of mit-han-lab with its PointPillars encoder and decoder; it ships the two without a camera.
+
+    Its fuser stands before the decoder, so that the camera is pooled straight into the pillars' grid of 0.2 m.
+    """
+    geometry = dataclasses.replace(
+        NUSCENES,
+        lidar="pillars",
+        point_range=(-51.2, -51.2, -5.0, 51.2, 51.2, 3.0),
+        voxel_size=(0.2, 0.2, 8.0),
+        max_voxels=60000,
+        max_points_per_voxel=20,
+        lidar_levels=0,
+        head_stride=4,
+        pool_cell=0.2,
+        # Half of the cells see nothing and most others little, so that narrow rows waste least.
+        fan_in=(8, 8, 8, 4),
+    )
+    return dataclasses.replace(
+        _bevfusion_mit(backbone),
+        geometry=geometry,
+        camera=CameraConfig(neck=256, depth_widths=(8, 32, 64), depthnet=256, channels=80),
+        lidar=PillarConfig(),
+        bev=BevConfig(fuser=64, widths=(64, 128, 256), layers=(3, 5, 5), strides=(2, 2, 2), neck=(128, 128, 128)),
+    )
+
+
 def _bottlenecks(*blocks: int) -> ResNetConfig:
     first, second, third, fourth = blocks
     return ResNetConfig(block="bottleneck", stem=64, widths=(64, 128, 256, 512), blocks=(first, second, third, fourth))
@@ -73,6 +101,7 @@ PRESETS: dict[str, ModelConfig] = {
     "bevfusion-mit-r50-second": _bevfusion_mit(_bottlenecks(3, 4, 6, 3)),
     "bevfusion-mit-r101-second": _bevfusion_mit(_bottlenecks(3, 4, 23, 3)),
     "bevfusion-mit-swint-voxelnet": _bevfusion_mit(SwinConfig()),
+    "bevfusion-mit-r101-pointpillars": _bevfusion_mit_pillars(_bottlenecks(3, 4, 23, 3)),
 }
 
 

@@ -88,9 +88,7 @@ class PillarBuilder:
     def _occupied(self, points_p5: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
         """The pillar of each point (-1 for none), the cell x * Y + y of each pillar, and how many were dropped."""
         cells_p = np.empty(len(points_p5), np.int64)
-        marked, refused = kernels.mark_voxels(
-            points_p5, self._low_size, self._shape, self._limit, self._masks, cells_p
-        )
+        marked, refused = kernels.mark_voxels(points_p5, self._low_size, self._shape, self._limit, self._masks, cells_p)
         dropped = len(np.unique(cells_p[cells_p < -1])) if refused else 0
         cells_n = np.empty(marked, np.int64)
         kernels.list_voxels(self._masks, 1, 1, self._firsts, cells_n)

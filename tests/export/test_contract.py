@@ -62,6 +62,7 @@ def test_shipped_contract_has_the_sizes_of_its_preset(preset: str) -> None:
     geometry = config.geometry
     cells, bev, classes = math.prod(geometry.pool_shape), geometry.bev_shape, config.head.classes
     rows, columns = geometry.image.feature_hw
+    pillars = geometry.lidar == "pillars"
     sizes = {
         "images": (geometry.image.cameras, 3, geometry.image.height, geometry.image.width),
         "depth": (geometry.image.cameras, 1, geometry.image.height, geometry.image.width),
@@ -69,16 +70,19 @@ def test_shipped_contract_has_the_sizes_of_its_preset(preset: str) -> None:
         "pool_depth": ("R1", geometry.fan_in[0]),
         "pool_pixel": ("R1", geometry.fan_in[0]),
         f"pool_sum_{len(geometry.fan_in) - 1}": (cells, geometry.fan_in[-1]),
-        "bev_table": (math.prod(bev), level_shapes(geometry)[-1][2]),
+        "bev_table": (math.prod(geometry.fused_shape), 1 if pillars else level_shapes(geometry)[-1][2]),
         "bev": (1, "bev_channels", *bev),
         "query_labels": (1, config.head.proposals),
         "heatmap": (1, classes, config.head.proposals),
     }
     found = {spec.name: spec.shape for stage in contract.stages for spec in (*stage.inputs, *stage.outputs)}
     assert {name: found[name] for name in sizes} == sizes
-    for name in ("camera_bev", "lidar_bev", "bev"):
-        assert found[name][2:] == bev
-    assert contract.axes["N0"].maximum == geometry.max_voxels
+    for name in ("camera_bev", "lidar_bev"):
+        assert found[name][2:] == geometry.fused_shape
+    assert contract.axes["N" if pillars else "N0"].maximum == geometry.max_voxels
+    if pillars:
+        assert found["pillar_table"] == ("N", geometry.max_points_per_voxel)
+        assert contract.axes["P"].maximum == geometry.max_voxels * geometry.max_points_per_voxel
     products = geometry.image.cameras * rows * columns * geometry.depth_count
     for level, width in enumerate(geometry.fan_in[:-1], start=1):
         # Every cell may end in a row that is not full.

@@ -15,7 +15,7 @@ from altermoma.models.batch import collate
 from altermoma.models.config import LidarConfig, ModelConfig, PillarConfig
 from altermoma.models.fusion import FusionModel
 from altermoma.models.pillars import PillarEncoder
-from altermoma.ops.pillars import build_pillars
+from altermoma.ops.pillars import PillarBuilder
 
 GEOMETRY = Geometry(
     lidar="pillars",
@@ -82,7 +82,7 @@ def dense(pillars_nc: Tensor, tensors: dict[str, Tensor], shape: tuple[int, int]
 
 
 def inputs(points: np.ndarray, geometry: Geometry = GEOMETRY, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-    arrays = build_pillars(points, geometry).inputs()
+    arrays = PillarBuilder(geometry)(points).inputs()
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return tensors | {"points": tensors["points"].to(dtype)}
 
@@ -130,7 +130,7 @@ def test_training_has_the_statistics_and_gradients_of_the_padded_network() -> No
 @torch.no_grad()
 def test_a_batch_equals_its_frames_and_may_hold_an_empty_one() -> None:
     made = encoder()
-    frames = [build_pillars(cloud(count, seed), GEOMETRY).inputs() for seed, count in enumerate((300, 0, 700))]
+    frames = [PillarBuilder(GEOMETRY)(cloud(count, seed)).inputs() for seed, count in enumerate((300, 0, 700))]
     together = made(collate(frames, GEOMETRY).tensors, 3)
     for index, frame in enumerate(frames):
         alone = made(collate([frame], GEOMETRY).tensors, 1)[0]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from altermoma.geometry import Geometry
-from altermoma.ops.pillars import Pillars, build_pillars
+from altermoma.ops.pillars import PillarBuilder, Pillars
 
 GEOMETRY = Geometry(
     lidar="pillars",
@@ -74,7 +74,7 @@ def test_slots_hold_the_points_of_their_pillar(count: int) -> None:
     points = cloud(count)
     expected = by_hand(points, GEOMETRY)
     assert count < 3000 or {1, 2, 3, 4} == {len(members) for members in expected.values()}
-    pillars = build_pillars(points, GEOMETRY)
+    pillars = PillarBuilder(GEOMETRY)(points)
     check(pillars, expected, GEOMETRY)
     assert pillars.dropped == 0
     kinds = {name: (array.dtype, array.ndim) for name, array in pillars.inputs().items()}
@@ -91,13 +91,13 @@ def test_too_many_pillars_keep_those_seen_first_and_count_the_rest() -> None:
     points = cloud(500)
     everything = by_hand(points, GEOMETRY)
     first_seen = list(everything)[:30]
-    limited = build_pillars(points, dataclasses.replace(GEOMETRY, max_voxels=30))
+    limited = PillarBuilder(dataclasses.replace(GEOMETRY, max_voxels=30))(points)
     check(limited, {cell: everything[cell] for cell in first_seen}, GEOMETRY)
     assert limited.dropped == len(everything) - 30
 
 
 def test_no_points_give_no_pillars() -> None:
-    pillars = build_pillars(np.zeros((0, 5), np.float32), GEOMETRY)
+    pillars = PillarBuilder(GEOMETRY)(np.zeros((0, 5), np.float32))
     assert pillars.points_rc.shape == (0, 10)
     assert pillars.pillar_table_nt.shape == (0, 4)
     assert (pillars.bev_table_m1 == 0).all()
@@ -105,6 +105,6 @@ def test_no_points_give_no_pillars() -> None:
 
 @pytest.mark.real
 def test_ten_real_sweeps(real_sweeps: np.ndarray) -> None:
-    pillars = build_pillars(real_sweeps, NUSCENES)
+    pillars = PillarBuilder(NUSCENES)(real_sweeps)
     assert len(pillars.pillar_table_nt) == 30059
     check(pillars, by_hand(real_sweeps, NUSCENES), NUSCENES)
