@@ -17,6 +17,8 @@ from altermoma.models.presets import build
 from altermoma.recipe import BenchRecipe, DataRecipe, ExportRecipe, PruneRecipe, Recipe, TrainRecipe
 from altermoma.workflow.oneshot import run
 
+pytestmark = pytest.mark.slow
+
 PRESET = "bevfusion-tiny-pillars"
 
 
