@@ -16,10 +16,8 @@ I64 = NDArray[np.int64]
 def fill_pillars(points: F32, pillars_p: I64, firsts_n: I64, slots: int, axes_n2: F64, rows_rc: F32) -> None:
     """Writes the first `slots` points of each pillar from row `firsts_n` on, with their offsets.
 
-    Args:
-        pillars_p: pillar of each point, -1 for none.
-        axes_n2: x, y of each pillar's centre.
-        rows_rc: [R, C + 5], zeros before: the point, its x, y, z from the mean of its pillar's, its x, y from the axis.
+    `pillars_p` is the pillar of each point (-1 for none), `axes_n2` x, y of each pillar's centre. `rows_rc` is
+    [R, C + 5] and zero before: the point, its x, y, z from the mean of its pillar's points, its x, y from the axis.
     """
     channels = points.shape[1]
     used = np.zeros(len(firsts_n), np.int64)
