@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from altermoma.geometry import Geometry, ImageGeometry
-from altermoma.models.config import BevConfig, CameraConfig, HeadConfig, LidarConfig, ModelConfig, ResNetConfig
+from altermoma.models.config import (
+    BevConfig,
+    CameraConfig,
+    HeadConfig,
+    LidarConfig,
+    ModelConfig,
+    ResNetConfig,
+    SwinConfig,
+)
 from altermoma.models.fusion import FusionModel
+from altermoma.models.rebuild import load_by_shape
 from altermoma.pruning.groups import fusion_groups
 from altermoma.pruning.surgery import shrink
 
@@ -30,10 +41,15 @@ SMALL = ModelConfig(
 )
 
 
-def small_model(seed: int = 0) -> FusionModel:
+SMALL_SWIN = dataclasses.replace(
+    SMALL, backbone=SwinConfig(embed=16, depths=(2, 2, 2, 2), heads=(2, 2, 4, 4), window=5)
+)
+
+
+def small_model(config: ModelConfig = SMALL) -> FusionModel:
     """Random weights and statistics."""
-    torch.manual_seed(seed)
-    model = FusionModel(SMALL)
+    torch.manual_seed(0)
+    model = FusionModel(config)
     for name, tensor in model.named_buffers():
         if name.endswith("running_var"):
             tensor.copy_(torch.rand_like(tensor) + 0.5)
@@ -42,12 +58,30 @@ def small_model(seed: int = 0) -> FusionModel:
     return model.eval()
 
 
-def pruned_model(seed: int = 0) -> FusionModel:
-    """A different share of every channel group gone, half of them an odd number."""
-    model = small_model(seed)
+def pruned_model() -> FusionModel:
+    """A different share of every channel group gone, of many an odd number."""
+    model = small_model()
     groups = fusion_groups(model)
     keep = {}
     for index, group in enumerate(groups):
         count = max(2, group.width - 1 - index % (group.width // 2))
         keep[group.name] = torch.randperm(group.width)[:count].sort().values
     return shrink(model, groups, keep).eval()
+
+
+def pruned_swin() -> FusionModel:
+    """Heads of 4 query and key and 6 value dimensions, feed-forward networks of 24 channels."""
+    model = small_model(SMALL_SWIN)
+    state = model.state_dict()
+    for name, tensor in state.items():
+        if name.endswith("w_msa.qkv.weight"):
+            block, channels = name.removesuffix("attn.w_msa.qkv.weight"), tensor.shape[1]
+            heads = state[block + "attn.w_msa.relative_position_bias_table"].shape[1]
+            state[name] = torch.randn(heads * (4 + 4 + 6), channels) / 4
+            state[name.replace("weight", "bias")] = torch.randn(heads * (4 + 4 + 6))
+            state[block + "attn.w_msa.proj.weight"] = torch.randn(channels, heads * 6) / 4
+            state[block + "ffn.layers.0.0.weight"] = torch.randn(24, channels) / 4
+            state[block + "ffn.layers.0.0.bias"] = torch.randn(24)
+            state[block + "ffn.layers.1.weight"] = torch.randn(channels, 24) / 4
+    load_by_shape(model, state)
+    return model.eval()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from altermoma.checkpoints.mmdet3d.fields import Fields
-from altermoma.models.config import BackboneConfig, CameraConfig, ResNetConfig
+from altermoma.models.config import BackboneConfig, CameraConfig, ResNetConfig, SwinConfig
 
 RESNET_BLOCKS: dict[int, tuple[int, int, int, int]] = {
     18: (2, 2, 2, 2),
@@ -22,8 +22,7 @@ _TRAINING = ("init_cfg", "pretrained", "with_cp", "frozen_stages")
 def read_backbone(fields: Fields) -> BackboneConfig:
     """`model.img_backbone`."""
     with fields:
-        fields.kind("ResNet")
-        return _resnet(fields)
+        return _resnet(fields) if fields.kind("ResNet", "SwinTransformer") == "ResNet" else _swin(fields)
 
 
 def _resnet(fields: Fields) -> ResNetConfig:
@@ -52,8 +51,32 @@ def _resnet(fields: Fields) -> ResNetConfig:
     )
 
 
+def _swin(fields: Fields) -> SwinConfig:
+    patch = fields.integer("patch_size", 4)
+    fields.must("strides", (patch, 2, 2, 2), default=(4, 2, 2, 2))
+    fields.must("in_channels", 3, default=3)
+    fields.must("out_indices", (1, 2, 3), default=(0, 1, 2, 3))
+    fields.must("qkv_bias", True, default=True)
+    fields.must("qk_scale", None, default=None)
+    fields.must("patch_norm", True, default=True)
+    fields.must("use_abs_pos_embed", False, default=False)
+    fields.must("act_cfg", {"type": "GELU"}, default={"type": "GELU"})
+    fields.must("norm_cfg", {"type": "LN"}, default={"type": "LN"})
+    fields.skip("pretrain_img_size", "drop_rate", "attn_drop_rate", "drop_path_rate", "convert_weights", *_TRAINING)
+    return SwinConfig(
+        embed=fields.integer("embed_dims", 96),
+        patch=patch,
+        depths=fields.integers("depths", 4, default=(2, 2, 6, 2)),
+        heads=fields.integers("num_heads", 4, default=(3, 6, 12, 24)),
+        window=fields.integer("window_size", 7),
+        mlp_ratio=fields.integer("mlp_ratio", 4),
+    )
+
+
 def backbone_channels(config: BackboneConfig) -> list[int]:
     """Channels of the three maps that the neck reads."""
+    if isinstance(config, SwinConfig):
+        return [config.embed << stage for stage in (1, 2, 3)]
     expansion = 1 if config.block == "basic" else 4
     return [width * expansion for width in config.widths[1:]]
 

@@ -58,17 +58,17 @@ class Fields:
             self.refuse(key, "a whole number")
         return value
 
-    def numbers(self, key: str, count: int | None = None) -> tuple[float, ...]:
+    def numbers(self, key: str, count: int | None = None, default: Any = _REQUIRED) -> tuple[float, ...]:
         """A list of numbers."""
-        value = self.get(key)
+        value = self.get(key, default)
         fits = isinstance(value, list) and all(type(item) in (int, float) for item in value)
         if not fits or (count is not None and len(value) != count):
             self.refuse(key, "a list of numbers" if count is None else f"a list of {count} numbers")
         return tuple(float(item) for item in value)
 
-    def integers(self, key: str, count: int | None = None) -> tuple[int, ...]:
+    def integers(self, key: str, count: int | None = None, default: Any = _REQUIRED) -> tuple[int, ...]:
         """A list of whole numbers."""
-        values = self.numbers(key, count)
+        values = self.numbers(key, count, default)
         if any(value != int(value) for value in values):
             self.refuse(key, "whole numbers")
         return tuple(int(value) for value in values)
@@ -105,10 +105,9 @@ class Fields:
 
     def refuse(self, key: str, expected: str) -> NoReturn:
         """Ends with an error that names the field."""
+        found = f"= {_short(self._values[key])}" if key in self._values else "is not given"
         raise UnsupportedError(
-            f"{self.name(key)} = {_short(self._values[key])}"
-            if key in self._values
-            else f"{self.name(key)} is not given",
+            f"{self.name(key)} {found}",
             expected=expected,
             remedy="altermoma cannot represent this; docs/checkpoints.md lists what it can",
         )

@@ -11,7 +11,16 @@ from altermoma.checkpoints.mmdet3d.lidar_parts import HEAD_BRANCH, POINT_CLASSES
 from altermoma.errors import UnsupportedError
 from altermoma.geometry import Geometry
 from altermoma.models.bev import BN_EPS
-from altermoma.models.config import BackboneConfig, BevConfig, CameraConfig, HeadConfig, LidarConfig, ModelConfig
+from altermoma.models.config import (
+    BackboneConfig,
+    BevConfig,
+    CameraConfig,
+    HeadConfig,
+    LidarConfig,
+    ModelConfig,
+    ResNetConfig,
+    SwinConfig,
+)
 from altermoma.models.head import BRANCHES
 from altermoma.ops.sparse_tables import level_windows
 
@@ -32,6 +41,8 @@ def nearest(config: ModelConfig) -> ModelConfig:
 
 
 def _configurable_backbone(config: BackboneConfig) -> BackboneConfig:
+    if isinstance(config, SwinConfig):
+        return config
     base = config.widths[0]
     return dataclasses.replace(config, widths=(base, 2 * base, 4 * base, 8 * base))
 
@@ -109,6 +120,30 @@ def _encoder(config: LidarConfig, geometry: Geometry) -> dict[str, Any]:
 
 
 def _backbone(config: BackboneConfig) -> dict[str, Any]:
+    return _swin(config) if isinstance(config, SwinConfig) else _resnet(config)
+
+
+def _swin(config: SwinConfig) -> dict[str, Any]:
+    return {
+        "type": "mmdet.SwinTransformer",
+        "embed_dims": config.embed,
+        "patch_size": config.patch,
+        "strides": [config.patch, 2, 2, 2],
+        "depths": list(config.depths),
+        "num_heads": list(config.heads),
+        "window_size": config.window,
+        "mlp_ratio": config.mlp_ratio,
+        "qkv_bias": True,
+        "qk_scale": None,
+        "drop_path_rate": 0.2,
+        "patch_norm": True,
+        "out_indices": [1, 2, 3],
+        "with_cp": False,
+        "convert_weights": False,
+    }
+
+
+def _resnet(config: ResNetConfig) -> dict[str, Any]:
     kinds = [depth for depth, blocks in RESNET_BLOCKS.items() if blocks == config.blocks]
     depths = [depth for depth in kinds if (depth in BASIC_DEPTHS) == (config.block == "basic")]
     if not depths:
