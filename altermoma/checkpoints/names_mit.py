@@ -9,6 +9,7 @@ _PREFIXES = (
     ("encoders.camera.backbone.", "img_backbone."),
     ("encoders.camera.neck.", "img_neck."),
     ("encoders.camera.vtransform.", "view_transform."),
+    ("encoders.lidar.backbone.pts_voxel_encoder.", "pts_voxel_encoder."),
     ("encoders.lidar.backbone.", "pts_middle_encoder."),
     ("fuser.", "fusion_layer."),
     ("decoder.backbone.", "pts_backbone."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Any
+from typing import Any, NoReturn
 
 from altermoma.checkpoints.mmdet3d.camera_parts import BASIC_DEPTHS, DEPTH_WIDTHS, RESNET_BLOCKS, backbone_channels
 from altermoma.checkpoints.mmdet3d.lidar_parts import HEAD_BRANCH, POINT_CLASSES, lidar_map_channels
@@ -18,6 +18,7 @@ from altermoma.models.config import (
     HeadConfig,
     LidarConfig,
     ModelConfig,
+    PillarConfig,
     ResNetConfig,
     SwinConfig,
 )
@@ -55,17 +56,18 @@ def model_table(config: ModelConfig) -> dict[str, Any]:
     """
     config = nearest(config)
     geometry, channels = config.geometry, backbone_channels(config.backbone)
+    lidar = _sparse(config.lidar)
     return {
         "type": "BEVFusion",
         "data_preprocessor": _preprocessor(geometry),
         "pts_voxel_encoder": {"type": "HardSimpleVFE", "num_features": geometry.point_features},
-        "pts_middle_encoder": _encoder(config.lidar, geometry),
+        "pts_middle_encoder": _encoder(lidar, geometry),
         "img_backbone": _backbone(config.backbone),
         "img_neck": _neck(config.camera, channels),
         "view_transform": _view_transform(config.camera, geometry),
         "fusion_layer": {
             "type": "ConvFuser",
-            "in_channels": [config.camera.channels, lidar_map_channels(config.lidar, geometry)],
+            "in_channels": [config.camera.channels, lidar_map_channels(lidar, geometry)],
             "out_channels": config.bev.fuser,
         },
         **_bev(config.bev),
@@ -73,7 +75,13 @@ def model_table(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _refuse(field: str, value: object, expected: str) -> None:
+def _sparse(config: LidarConfig | PillarConfig) -> LidarConfig:
+    if isinstance(config, PillarConfig):
+        _refuse("lidar", "pillars", "voxels and a sparse encoder")
+    return config
+
+
+def _refuse(field: str, value: object, expected: str) -> NoReturn:
     raise UnsupportedError(
         f"{field} = {value} of this model",
         expected=f"{expected}, which mmdet3d's BEVFusion can be configured to",
@@ -99,8 +107,6 @@ def _preprocessor(geometry: Geometry) -> dict[str, Any]:
 
 
 def _encoder(config: LidarConfig, geometry: Geometry) -> dict[str, Any]:
-    if not isinstance(config, LidarConfig):
-        _refuse("lidar", type(config).__name__, "voxels and a sparse encoder")
     paddings: list[tuple[Any, ...]] = []
     for widths, window in itertools.zip_longest(config.stages, level_windows(geometry.lidar_levels)):
         strided = () if window is None else (1,) if window.padding == (1, 1, 1) else (window.padding,)
