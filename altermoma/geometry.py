@@ -52,7 +52,7 @@ class Geometry:
         pool_cell: metres of one cell that camera features are pooled into.
         pool_z: lowest and highest z of lifted points that are pooled, metres.
         fan_in: rows summed per gather, level by level, of the pooling tables; their product bounds the number of
-            frustum points that one cell can hold.
+            runs (image column and depth bin, see altermoma.ops.pooling_tables) that one cell can be reached by.
         post_center_range: detections outside are dropped, metres, x y z minimum then maximum.
     """
 
@@ -68,7 +68,7 @@ class Geometry:
     depth_bins: tuple[float, float, float] = (1.0, 41.0, 1.0)
     pool_cell: float = 0.8
     pool_z: tuple[float, float] = (-10.0, 10.0)
-    fan_in: tuple[int, ...] = (16, 8, 4)
+    fan_in: tuple[int, ...] = (16, 4)
     post_center_range: tuple[float, float, float, float, float, float] = (-40.0, -40.0, -10.0, 40.0, 40.0, 10.0)
 
     @property

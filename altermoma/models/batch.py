@@ -37,9 +37,6 @@ def _row_source(name: str, geometry: Geometry) -> str | None:
         return name
     if name.startswith("down_table_"):
         return f"subm_table_{name.removeprefix('down_table_')}"
-    if name.startswith("pool_sum_"):
-        level = int(name.removeprefix("pool_sum_"))
-        return "pool_depth" if level == 1 else f"pool_sum_{level - 1}"
     if geometry.lidar == "pillars":
         return {"pillar_table": "points", "point_pillar": "pillar_table", "bev_table": "pillar_table"}.get(name)
     return {"bev_table": "out_table", "out_table": f"subm_table_{geometry.lidar_levels}"}.get(name)
@@ -47,24 +44,48 @@ def _row_source(name: str, geometry: Geometry) -> str | None:
 
 def collate(frames: Sequence[Arrays], geometry: Geometry) -> FrameBatch:
     """Joins frames. Table entries are shifted to the joined rows; the zero row stays the one behind the last."""
-    pixels = geometry.image.cameras * math.prod(geometry.image.feature_hw)
-    lifted = {"pool_depth": pixels * geometry.depth_count, "pool_pixel": pixels}
-    tensors = {}
+    joined = _joined_pooling(frames, geometry)
     for name in frames[0]:
-        arrays = [frame[name] for frame in frames]
-        source = _row_source(name, geometry)
-        if name in lifted:
-            arrays = [_shifted(arrays, [lifted[name]] * len(frames))]
-        elif source is not None:
-            arrays = [_shifted(arrays, [len(frame[source]) for frame in frames])]
-        tensors[name] = torch.from_numpy(np.concatenate(arrays))
-    return FrameBatch(tensors=tensors, size=len(frames))
+        if name not in joined:
+            arrays = [frame[name] for frame in frames]
+            source = _row_source(name, geometry)
+            joined[name] = np.concatenate(
+                arrays if source is None else _shifted(arrays, [len(frame[source]) for frame in frames])
+            )
+    return FrameBatch(tensors={name: torch.from_numpy(joined[name]) for name in frames[0]}, size=len(frames))
 
 
-def _shifted(tables: list[NDArray[Any]], sizes: list[int]) -> NDArray[np.int32]:
+def _shifted(tables: Sequence[NDArray[Any]], sizes: Sequence[int]) -> list[NDArray[np.int32]]:
     total = sum(sizes)
-    joined, offset = [], 0
-    for table, size in zip(tables, sizes, strict=True):
-        joined.append(np.where(table == size, total, table + offset).astype(np.int32))
-        offset += size
-    return np.concatenate(joined)
+    return [
+        np.where(table == size, total, table + offset).astype(np.int32)
+        for table, size, offset in zip(tables, sizes, np.cumsum([0, *sizes]), strict=False)
+    ]
+
+
+def _joined_pooling(frames: Sequence[Arrays], geometry: Geometry) -> dict[str, NDArray[Any]]:
+    """The pooling tables, whose entries count runs and then the rows of every earlier table of sums."""
+    depths = [frame["pool_depth"] for frame in frames]
+    entries = geometry.image.cameras * math.prod(geometry.image.feature_hw) * geometry.depth_count
+    runs = max(depth.shape[1] for depth in depths)
+    padded = [np.pad(depth, ((0, 0), (0, runs - depth.shape[1]), (0, 0)), constant_values=entries) for depth in depths]
+    joined: dict[str, NDArray[Any]] = {"pool_depth": np.concatenate(_shifted(padded, [entries] * len(frames)))}
+    # For each frame where its rows lie among the joined ones.
+    places = [
+        (number * len(depth) + np.arange(len(depth)))[:, None] * runs + np.arange(depth.shape[1])
+        for number, depth in enumerate(depths)
+    ]
+    rows_of = [place.ravel() for place in places]
+    total = sum(len(depth) for depth in depths) * runs
+    for level in range(1, len(geometry.fan_in) + 1):
+        tables = [frame[f"pool_sum_{level}"] for frame in frames]
+        joined[f"pool_sum_{level}"] = np.concatenate(
+            [np.append(rows, total)[table] for rows, table in zip(rows_of, tables, strict=True)]
+        ).astype(np.int32)
+        first = total + np.cumsum([0, *(len(table) for table in tables)])
+        rows_of = [
+            np.append(rows, np.arange(start, start + len(table)))
+            for rows, start, table in zip(rows_of, first, tables, strict=False)
+        ]
+        total = int(first[-1])
+    return joined

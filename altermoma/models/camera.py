@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from altermoma.models.config import CameraConfig
+from altermoma.ops.functional import pool_bev
 
 
 class ConvModule(nn.Module):
@@ -43,6 +46,13 @@ class LssNeck(nn.Module):
         return x
 
 
+class BevPool(nn.Module):
+    """altermoma.ops.functional.pool_bev as a module, so that its work has a name in profiles and FLOP counts."""
+
+    def forward(self, depth_weights: Tensor, pixel_features: Tensor, tables: Sequence[Tensor]) -> Tensor:
+        return pool_bev(depth_weights, pixel_features, tables)
+
+
 class DepthLift(nn.Module):
     """DepthLSSTransform without its pooling: picture features and LiDAR depth give a depth distribution per pixel.
 
@@ -64,6 +74,7 @@ class DepthLift(nn.Module):
             nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(),
             nn.Conv2d(width, depth_bins + config.channels, 1),
         )  # fmt: skip
+        self.pooling = BevPool()
         self.downsample = _downsample(config.channels, config.downsample)
 
     def lift(self, features: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:

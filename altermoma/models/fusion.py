@@ -17,7 +17,6 @@ from altermoma.models.pillars import PillarEncoder
 from altermoma.models.resnet import ResNet
 from altermoma.models.sparse_encoder import SparseEncoder
 from altermoma.models.swin import Swin
-from altermoma.ops.functional import pool_bev
 from altermoma.ops.pillars import DECORATIONS
 from altermoma.ops.sparse_tables import level_shapes
 from altermoma.recipe import Partition
@@ -92,7 +91,7 @@ class FusionModel(nn.Module):
     def pool(self, depth_weights: Tensor, pixel_features: Tensor, tables: list[Tensor], size: int) -> Tensor:
         """Lifted pixels -> camera BEV [B, C, X, Y]."""
         shape = self.config.geometry.pool_shape
-        cells = pool_bev(depth_weights, pixel_features, tables)
+        cells = self.view_transform.pooling(depth_weights, pixel_features, tables)
         bev = cells.reshape(size, *shape, cells.shape[1]).permute(0, 3, 1, 2)
         return self.view_transform.downsample(bev)  # type: ignore[no-any-return]
 
@@ -129,8 +128,8 @@ class FusionModel(nn.Module):
     @property
     def pool_tables(self) -> tuple[str, ...]:
         """Graph input names of the pooling tables."""
-        sums = (f"pool_sum_{level}" for level in range(1, len(self.config.geometry.fan_in)))
-        return ("pool_depth", "pool_pixel", *sums)
+        sums = (f"pool_sum_{level}" for level in range(1, len(self.config.geometry.fan_in) + 1))
+        return ("pool_depth", *sums)
 
     @property
     def camera_channels(self) -> int:

@@ -30,7 +30,7 @@ NUSCENES = Geometry(
     pool_cell=0.3,
     # BEVFusion asks for -10 to 10 m in one cell, but truncates cell numbers, so that all down to -30 m fall into it.
     pool_z=(-30.0, 10.0),
-    fan_in=(16, 16, 8),
+    fan_in=(16, 4),
     post_center_range=(-61.2, -61.2, -10.0, 61.2, 61.2, 10.0),
 )
 """Ranges and grids of BEVFusion on nuScenes, as mmdet3d's configurations of it have them."""
@@ -63,8 +63,6 @@ def _bevfusion_mit_pillars(backbone: BackboneConfig) -> ModelConfig:
         lidar_levels=0,
         head_stride=4,
         pool_cell=0.2,
-        # Half of the cells see nothing and most others little, so that narrow rows waste least.
-        fan_in=(8, 8, 8, 4),
     )
     return dataclasses.replace(
         _bevfusion_mit(backbone),

@@ -72,20 +72,21 @@ def rows_to_bev(rows_nc: Tensor, bev_table: Tensor, bev_shape: tuple[int, int], 
 
 
 def pool_bev(depth_weights: Tensor, pixel_features: Tensor, tables: Sequence[Tensor]) -> Tensor:
-    """Lift-splat as gathers.
+    """Lift-splat by tables (altermoma.ops.pooling_tables).
 
     Args:
-        depth_weights: [..., D], softmax over the depth bins of each pixel.
-        pixel_features: [..., C].
-        tables: pool_depth, pool_pixel, then one table per further level.
+        depth_weights: [V, h, w, D], softmax over the depth bins of each pixel.
+        pixel_features: [V, h, w, C].
+        tables: pool_depth [V * w, R, h], then pool_sum_1, ... [S, F].
 
     Returns:
-        float [B * X * Y, C], the sum over the products that fall into each cell.
+        float [B * X * Y, C], the sum over the lifted pixels that fall into each cell.
     """
-    pool_depth, pool_pixel, *sums = tables
-    weights = gather_rows(depth_weights.reshape(-1, 1), pool_depth)
-    features = gather_rows(pixel_features.reshape(-1, pixel_features.shape[-1]), pool_pixel)
-    rows = (weights * features).sum(dim=1)
-    for table in sums:
-        rows = gather_rows(rows, table).sum(dim=1)
-    return rows
+    pool_depth, *sums = tables
+    views, height, width, channels = pixel_features.shape
+    weights = with_zero_row(depth_weights.reshape(-1, 1)).index_select(0, pool_depth.reshape(-1))
+    columns = pixel_features.transpose(1, 2).reshape(views * width, height, channels)
+    rows = (weights.reshape(views * width, -1, height) @ columns).reshape(-1, channels)
+    for table in sums[:-1]:
+        rows = torch.cat([rows, gather_rows(rows, table).sum(dim=1)])
+    return gather_rows(rows, sums[-1]).sum(dim=1)

@@ -1,4 +1,4 @@
-"""Compiled loops that sort points into voxels and lifted pixels into cells."""
+"""Compiled loops that sort points into voxels and lifted pixels into runs and cells."""
 
 from __future__ import annotations
 
@@ -98,15 +98,15 @@ def wipe_voxels(keys_n: I64, grid_height: int, masks: U64) -> None:
         masks[keys_n[row] // grid_height] = 0
 
 
-@compiled("void(float64[:, :, ::1], float64[:, ::1], float64[::1], float32[::1], int32[::1], int32[:, ::1])")
+@compiled("void(float64[:, :, ::1], float64[:, ::1], float64[::1], float32[::1], int64, int64, int32[::1])")
 def place_lifted(
-    directions_vn3: F64, origins_v3: F64, depth_d: F64, bounds_5: F32, cells_q: I32, counts_xy: I32
+    directions_vn3: F64, origins_v3: F64, depth_d: F64, bounds_5: F32, width: int, breadth: int, cells_q: I32
 ) -> None:
-    """Cell x * Y + y that each lifted pixel (view, pixel, bin) falls into, or -1; counts them per cell.
+    """Cell x * Y + y that each lifted pixel (view, pixel, bin) falls into, or -1.
 
     `bounds_5` holds the lowest x and y, the cell's size, the lowest and the highest z, metres.
     """
-    entry, (width, breadth) = 0, counts_xy.shape
+    entry = 0
     for view in range(directions_vn3.shape[0]):
         for pixel in range(directions_vn3.shape[1]):
             for depth in depth_d:
@@ -119,33 +119,78 @@ def place_lifted(
                 # Truncation instead of floor puts points up to one cell below the range into cell 0, as BEVFusion does.
                 if x > -1 and x < width and y > -1 and y < breadth and z >= bounds_5[3] and z < bounds_5[4]:
                     cell = np.int32(np.int64(x) * breadth + np.int64(y))
-                    counts_xy[np.int64(x), np.int64(y)] += 1
                 cells_q[entry] = cell
                 entry += 1
 
 
-@compiled("void(int32[::1], int32[::1], int32, int32, int32[::1], int32[::1])")
-def fill_first_tables(cells_q: I32, next_slots: I32, none: int, bins: int, depth_table: I32, pixel_table: I32) -> None:
-    """Enters every lifted pixel into its cell's rows; `next_slots` is each cell's first free entry, and moves on."""
-    depth_table[:] = none
-    # The zero row of the depth weights divides to the zero row of the pixels.
-    pixel_table[:] = none // bins
-    for entry in range(len(cells_q)):
-        cell = cells_q[entry]
-        if cell >= 0:
-            slot = next_slots[cell]
-            depth_table[slot] = entry
-            pixel_table[slot] = entry // bins
-            next_slots[cell] = slot + 1
+@compiled("int64(int32[:, :, :, ::1], int32[::1])")
+def count_runs(cells_vhwd: I32, counts_n: I32) -> int:
+    """Counts the runs that reach each cell (altermoma.ops.pooling_tables); returns the most runs of one column."""
+    views, height, width, bins = cells_vhwd.shape
+    most = 0
+    for view in range(views):
+        for column in range(width):
+            runs = 0
+            for depth in range(bins):
+                before = np.int32(-1)
+                for row in range(height):
+                    cell = cells_vhwd[view, row, column, depth]
+                    if cell >= 0 and cell != before:
+                        counts_n[cell] += 1
+                        runs += 1
+                    before = cell
+            most = max(most, runs)
+    return most
 
 
-@compiled("void(int32[::1], int32[::1], int32, int32[:, ::1])")
-def fill_sum_table(lengths: I32, rows: I32, none: int, table: I32) -> None:
-    """Cuts consecutive lists of consecutive entries into `rows` rows each; what is left of a row is `none`."""
-    table[:] = none
-    entry, row = np.int32(0), 0
+@compiled("void(int32[:, :, :, ::1], int32[::1], int32[:, :, ::1], int32[::1])")
+def fill_runs(cells_vhwd: I32, next_slots: I32, table: I32, rows_of_cells: I32) -> None:
+    """Enters every lifted pixel into its run, and the run's row into the list of its cell.
+
+    `next_slots` is each cell's first free entry in `rows_of_cells`, and moves on.
+    """
+    views, height, width, bins = cells_vhwd.shape
+    table[:] = np.int32(views * height * width * bins)
+    for view in range(views):
+        for column in range(width):
+            block, run = view * width + column, -1
+            for depth in range(bins):
+                before = np.int32(-1)
+                for row in range(height):
+                    cell = cells_vhwd[view, row, column, depth]
+                    if cell >= 0:
+                        if cell != before:
+                            run += 1
+                            rows_of_cells[next_slots[cell]] = np.int32(block * table.shape[1] + run)
+                            next_slots[cell] += 1
+                        table[block, run, row] = np.int32(((view * height + row) * width + column) * bins + depth)
+                    before = cell
+
+
+@compiled("void(int32[::1], int32[::1], int32[::1], int64, int32[:, ::1], int32[::1])")
+def fill_sums(entries: I32, lengths: I32, chunks: I32, first_row: int, table: I32, shortened: I32) -> None:
+    """Cuts lists into `chunks` rows of the table each; those with none are copied, the others become those rows."""
+    start, row, out = 0, 0, 0
+    for cell in range(len(lengths)):
+        length = lengths[cell]
+        if chunks[cell] == 0:
+            for i in range(length):
+                shortened[out + i] = entries[start + i]
+            out += length
+        else:
+            for i in range(length):
+                table[row + i // table.shape[1], i % table.shape[1]] = entries[start + i]
+            for i in range(chunks[cell]):
+                shortened[out + i] = np.int32(first_row + row + i)
+            row, out = row + chunks[cell], out + chunks[cell]
+        start += length
+
+
+@compiled("void(int32[::1], int32[::1], int32[:, ::1])")
+def fill_cells(entries: I32, lengths: I32, table: I32) -> None:
+    """Writes each list into its own row of the table."""
+    start = 0
     for cell in range(len(lengths)):
         for i in range(lengths[cell]):
-            table[row + i // table.shape[1], i % table.shape[1]] = entry
-            entry += np.int32(1)
-        row += rows[cell]
+            table[cell, i] = entries[start + i]
+        start += lengths[cell]

@@ -1,8 +1,9 @@
 """BEV pooling as gathers: which lifted pixels fall into which cell, from the calibration alone.
 
-Every cell sums a list of (pixel, depth bin) products. The lists become tables of fixed width ("fan-in"), in a fixed
-number of levels: the first gathers the products, the others sum rows of the level before. Rebuilt only when the
-calibration changes.
+The pixels of one image column lie, at one depth, above each other: nearly all of them fall into the same BEV cell. So a
+*run* is what one column sends into one cell at one depth bin, and a column's runs are one small matrix product, depth
+weights [runs, h] times features [h, C]. A cell then sums the few runs that reach it, instead of every lifted pixel.
+Exact for any calibration: a tilted camera only has more runs. Rebuilt only when the calibration changes.
 """
 
 from __future__ import annotations
@@ -44,50 +45,60 @@ def pixel_rays(
 def build_pooling_tables(
     calibration: Calibration, geometry: Geometry, lidar_aug_44: NDArray[np.float64] | None = None
 ) -> dict[str, NDArray[np.int32]]:
-    """Tables by graph input name: `pool_depth`, `pool_pixel` [R1, F1] and `pool_sum_1`, ... [R, F].
+    """Tables by graph input name.
+
+    `pool_depth` [V * w, R, h]: for each image column, run and feature row the entry of the depth weights, flat
+    [V, h, w, D], or V * h * w * D for none. `pool_sum_1`, ... [S, F]: rows to sum, counted over the runs (column * R +
+    run) and then over the sums of all earlier tables; the number behind the last row is none. The last table has one
+    row per cell.
 
     `lidar_aug_44` is the augmentation that was applied to the points.
 
     Raises:
-        DataError: more lifted pixels in one cell than the product of `fan_in`.
+        DataError: more runs in one cell than the product of `fan_in`.
     """
     directions_vhw3, origins_v3 = pixel_rays(calibration, geometry, lidar_aug_44)
+    views, height, width, _ = directions_vhw3.shape
     start, _, step = geometry.depth_bins
-    pixels, bins = directions_vhw3.size // 3, geometry.depth_count
-    cells_q, counts_xy = np.empty(pixels * bins, np.int32), np.zeros(geometry.pool_shape, np.int32)
+    cells_vhwd = np.empty((views, height, width, geometry.depth_count), np.int32)
     kernels.place_lifted(
-        directions_vhw3.reshape(len(origins_v3), -1, 3),
+        directions_vhw3.reshape(views, -1, 3),
         np.ascontiguousarray(origins_v3),
-        start + step * np.arange(bins),
+        start + step * np.arange(geometry.depth_count),
         np.array((*geometry.point_range[:2], geometry.pool_cell, *geometry.pool_z), np.float32),
-        cells_q,
-        counts_xy,
+        *geometry.pool_shape,
+        cells_vhwd.reshape(-1),
     )
-    counts = counts_xy.reshape(-1)
-    _check_longest(int(counts.max(initial=0)), geometry)
-    first, *rest = geometry.fan_in
-    # One row per started fan-in; a cell that nothing falls into has a row of its own in the last table only.
-    rows_n = np.maximum(-(-counts // first), 0 if rest else 1)
-    starts = (np.cumsum(rows_n, dtype=np.int32) - rows_n) * np.int32(first)
-    total = int(rows_n.sum())
-    depth, pixel = np.empty((total, first), np.int32), np.empty((total, first), np.int32)
-    kernels.fill_first_tables(cells_q, starts, pixels * bins, bins, depth.reshape(-1), pixel.reshape(-1))
-    tables = {"pool_depth": depth, "pool_pixel": pixel}
-    for level, width in enumerate(rest, start=1):
-        lengths_n, rows_n = rows_n, -(-rows_n // width)
-        if level == len(rest):
-            rows_n = np.maximum(rows_n, 1)
-        table = np.empty((int(rows_n.sum()), width), np.int32)
-        kernels.fill_sum_table(lengths_n, rows_n, total, table)
-        tables[f"pool_sum_{level}"], total = table, len(table)
-    return tables
+    counts = np.zeros(math.prod(geometry.pool_shape), np.int32)
+    runs = max(kernels.count_runs(cells_vhwd, counts), 1)
+    pool_depth = np.empty((views * width, runs, height), np.int32)
+    rows_of_cells = np.empty(int(counts.sum()), np.int32)
+    kernels.fill_runs(cells_vhwd, np.cumsum(counts, dtype=np.int32) - counts, pool_depth, rows_of_cells)
+    return {"pool_depth": pool_depth, **_sum_tables(rows_of_cells, counts, views * width * runs, geometry)}
 
 
-def _check_longest(longest: int, geometry: Geometry) -> None:
-    capacity = math.prod(geometry.fan_in)
+def _sum_tables(
+    entries: NDArray[np.int32], lengths: NDArray[np.int32], rows: int, geometry: Geometry
+) -> dict[str, NDArray[np.int32]]:
+    """Sums of the lists of all cells; every table but the last sums pieces of those that are too long for the last."""
+    capacity, longest = math.prod(geometry.fan_in), int(lengths.max(initial=0))
     if longest > capacity:
         raise DataError(
-            f"one BEV cell is seen by {longest} lifted pixels under this calibration",
+            f"one BEV cell is reached by {longest} runs of lifted pixels under this calibration",
             expected=f"at most {capacity}, the product of fan_in {geometry.fan_in}",
             remedy="check the calibration (intrinsics in pixels, poses in metres) or raise fan_in",
         )
+    *middle, last = geometry.fan_in
+    tables = {}
+    for level, width in enumerate(middle, start=1):
+        chunks = np.where(lengths > last, -(-lengths // width), 0).astype(np.int32)
+        # An engine's profile has no empty tables.
+        table = np.full((max(int(chunks.sum()), 1), width), rows, np.int32)
+        lengths, before = np.where(chunks > 0, chunks, lengths), lengths
+        shortened = np.empty(int(lengths.sum()), np.int32)
+        kernels.fill_sums(entries, before, chunks, rows, table, shortened)
+        tables[f"pool_sum_{level}"], entries = table, shortened
+        rows += len(table)
+    table = np.full((len(lengths), last), rows, np.int32)
+    kernels.fill_cells(entries, lengths, table)
+    return {**tables, f"pool_sum_{len(middle) + 1}": table}

@@ -1,8 +1,8 @@
 """FLOPs (2 x MAC) of a model on a reference frame: per layer and stage, sparse layers by real and by padded pairs.
 
 *Padded* counts what the graph executes: every entry of a sparse convolution's table, occupied or not, and the pillars'
-rows of zeros. *Real* counts the entries that have a source voxel, and the rows that are points. Element-wise work,
-norms, softmax and the sums of BEV pooling are not counted.
+rows of zeros. *Real* counts the entries that have a source voxel, and the rows that are points. BEV pooling counts its
+products of depth weights and features; element-wise work, norms, softmax and sums are not counted.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +26,13 @@ from altermoma.pruning.costs import CostModel
 
 PairCount = Literal["padded", "real"]
 
+POOLING = "view_transform.pooling"
+"""The module that sums lifted pixels: no weights, but work per channel."""
+
 STAGES: dict[str, str] = {
     "img_backbone": "camera",
     "img_neck": "camera",
+    POOLING: "view",
     "view_transform.downsample": "view",
     "view_transform": "camera",
     "pts_middle_encoder": "lidar",
@@ -209,12 +213,33 @@ def flop_costs(
                     expected="every prunable layer to run on the reference frame",
                     remedy="take a reference frame with LiDAR points",
                 )
+    covering = list(lines.values())
+    for layer in report.layers:
+        if layer.name == POOLING:
+            covering, channels = _with_pooling(model, covering)
+            shapes, factors[POOLING] = {**shapes, POOLING: (channels,)}, layer.count(pairs) / channels
     rest = sum(
         layer.count(pairs)
         for layer in report.layers
-        if factors.keys().isdisjoint((f"{layer.name}.weight", f"{layer.name}.queries"))
+        if factors.keys().isdisjoint((layer.name, f"{layer.name}.weight", f"{layer.name}.queries"))
     )
-    return CostModel(shapes, factors, list(lines.values()), rest)
+    return CostModel(shapes, factors, covering, rest)
+
+
+def _with_pooling(model: nn.Module, groups: Sequence[ChannelGroup]) -> tuple[Sequence[ChannelGroup], int]:
+    """Groups that also cover the pooling, which has no weight but works per lifted channel; and how many it has."""
+    lift = cast(nn.Sequential, model.get_submodule("view_transform.depthnet"))
+    bins = cast(int, model.get_submodule("view_transform").depth_bins)
+    last = f"view_transform.depthnet.{len(lift) - 1}.weight"
+    covering = []
+    for group in groups:
+        extra = [
+            replace(member, tensor=POOLING, offset=member.offset - bins)
+            for member in group.members
+            if (member.tensor, member.dim) == (last, 0)
+        ]
+        covering.append(replace(group, members=(*group.members, *extra)))
+    return covering, cast(nn.Conv2d, lift[-1]).weight.shape[0] - bins
 
 
 def parameter_costs(model: nn.Module, groups: Sequence[ChannelGroup]) -> CostModel:

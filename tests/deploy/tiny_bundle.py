@@ -29,6 +29,7 @@ GEOMETRY = Geometry(
 )
 CHANNELS = 3
 CELLS = 16
+COLUMNS = 16
 AXES = {name: AxisRange(min=1, opt=200, max=4000) for name in ("N0", "N1", "N2", "N3", "R1", "R2", "R3")}
 FAN = GEOMETRY.fan_in
 BETWEEN = {"depth_weights", "pixel_features", "camera_bev", "lidar_bev", "bev"}
@@ -44,10 +45,9 @@ SHAPES: dict[str, tuple[int | str, ...]] = {
     "subm_table_2": ("N2", 27),
     "out_table": ("N3", 3),
     "bev_table": (CELLS, 2),
-    "pool_depth": ("R1", FAN[0]),
-    "pool_pixel": ("R1", FAN[0]),
-    "pool_sum_1": ("R2", FAN[1]),
-    "pool_sum_2": (CELLS, FAN[2]),
+    "pool_depth": (COLUMNS, "R1", 4),
+    "pool_sum_1": ("R2", FAN[0]),
+    "pool_sum_2": (CELLS, FAN[1]),
     "depth_weights": (2, 4, 8, 4),
     "pixel_features": (2, 4, 8, CHANNELS),
     "camera_bev": (1, CHANNELS, 4, 4),
@@ -65,7 +65,7 @@ SHAPES: dict[str, tuple[int | str, ...]] = {
 _SUBM = tuple(f"subm_table_{level}" for level in range(3))
 INPUTS = {
     "camera": ("images", "depth"),
-    "view": ("depth_weights", "pixel_features", "pool_depth", "pool_pixel", "pool_sum_1", "pool_sum_2"),
+    "view": ("depth_weights", "pixel_features", "pool_depth", "pool_sum_1", "pool_sum_2"),
     "lidar": ("voxels", *_SUBM, "down_table_0", "down_table_1", "out_table", "bev_table"),
     "fusion": ("camera_bev", "lidar_bev"),
     "head": ("bev",),
@@ -113,14 +113,15 @@ def stage_nodes(stage: str) -> list[onnx.NodeProto]:
         return [
             node("Reshape", "depth_weights column", "weights"),
             node("Concat", "weights zero_weight", "weights_z", axis=0),
-            node("Reshape", "pixel_features channels", "pixels"),
-            node("Concat", "pixels zero_pixel", "pixels_z", axis=0),
             node("Gather", "weights_z pool_depth", "w", axis=0),
-            node("Gather", "pixels_z pool_pixel", "p", axis=0),
-            node("Mul", "w p", "products"),
-            node("ReduceSum", "products one", "rows", keepdims=0),
-            *gather_sum("rows", "pool_sum_1", "level_1", CHANNELS),
-            *gather_sum("level_1", "pool_sum_2", "cells", CHANNELS),
+            node("Squeeze", "w last", "runs"),
+            node("Transpose", "pixel_features", "by_column", perm=[0, 2, 1, 3]),
+            node("Reshape", "by_column column_shape", "columns"),
+            node("MatMul", "runs columns", "products"),
+            node("Reshape", "products channels", "rows"),
+            *gather_sum("rows", "pool_sum_1", "sums", CHANNELS),
+            node("Concat", "rows sums", "both", axis=0),
+            *gather_sum("both", "pool_sum_2", "cells", CHANNELS),
             node("Transpose", "cells", "flat", perm=[1, 0]),
             node("Reshape", "flat bev_shape", "camera_bev"),
         ]
@@ -154,13 +155,15 @@ def constants() -> dict[str, NDArray[np.generic]]:
         "one": [1],
         "column": [-1, 1],
         "channels": [-1, CHANNELS],
+        "last": [3],
+        "column_shape": [COLUMNS, 4, CHANNELS],
         "bev_shape": [1, -1, 4, 4],
         "flat_shape": [1, 8, CELLS],
     }
     integers = {name: np.asarray(value, np.int64) for name, value in shapes.items()}
     for name, (low, high) in BRANCHES.items():
         integers |= {f"{name}_low": np.asarray([low], np.int64), f"{name}_high": np.asarray([high], np.int64)}
-    zeros = {"zero_weight": np.zeros((1, 1), np.float32), "zero_pixel": np.zeros((1, CHANNELS), np.float32)}
+    zeros = {"zero_weight": np.zeros((1, 1), np.float32)}
     return {**integers, **zeros, "w_depth": W_DEPTH, "w_fuse": W_FUSE, "w_heat": W_HEAT}
 
 
@@ -210,9 +213,10 @@ def oracle(host: dict[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic
     t: dict[str, NDArray[np.float64]] = {"pixel_features": pooled(host["images"])}
     t["depth_weights"] = pooled(host["depth"]) * W_DEPTH[:, 0, 0, 0]
     weights = np.append(t["depth_weights"].ravel(), 0.0)
-    pixels = np.concatenate([t["pixel_features"].reshape(-1, CHANNELS), np.zeros((1, CHANNELS))])
-    rows = (weights[host["pool_depth"]][..., None] * pixels[host["pool_pixel"]]).sum(1)
-    t["camera_bev"] = summed(summed(rows, host["pool_sum_1"]), host["pool_sum_2"]).T.reshape(1, CHANNELS, 4, 4)
+    columns = t["pixel_features"].transpose(0, 2, 1, 3).reshape(COLUMNS, 4, CHANNELS)
+    rows = np.einsum("krh,khc->krc", weights[host["pool_depth"]], columns).reshape(-1, CHANNELS)
+    both = np.concatenate([rows, summed(rows, host["pool_sum_1"])])
+    t["camera_bev"] = summed(both, host["pool_sum_2"]).T.reshape(1, CHANNELS, 4, 4)
     features = host["voxels"].astype(np.float64)
     for name in ("down_table_0", "down_table_1", "out_table", "bev_table"):
         features = summed(features, host[name])

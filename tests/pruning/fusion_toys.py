@@ -30,7 +30,6 @@ SMALL = Geometry(
     image=ImageGeometry(cameras=2, height=64, width=96),
     point_range=(-8.0, -8.0, -3.0, 8.0, 8.0, 3.0),
     depth_bins=(1.0, 9.0, 1.0),
-    fan_in=(16, 16, 4),
 )
 
 BASIC = ModelConfig(geometry=SMALL, head=HeadConfig(proposals=12))
@@ -56,7 +55,6 @@ def scaled_down(config: ModelConfig) -> ModelConfig:
         geometry,
         image=dataclasses.replace(image, cameras=2, height=64, width=96, resize=None),
         point_range=(*low, geometry.point_range[2], *high, geometry.point_range[5]),
-        fan_in=(16, 16, 16),
     )
     return dataclasses.replace(config, geometry=small)
 

@@ -50,6 +50,8 @@ def hand_count(model: FusionModel, batch: FrameBatch) -> tuple[dict[str, float],
         model(batch)
     for handle in handles:
         handle.remove()
+    lifted = model.view_transform.depthnet[-1].weight.shape[0] - model.view_transform.depth_bins  # type: ignore[operator,union-attr]
+    padded["view_transform.pooling"] = real["view_transform.pooling"] = 2.0 * batch["pool_depth"].numel() * lifted
     return padded, real
 
 
