@@ -125,14 +125,15 @@ def drop_dead(model: onnx.ModelProto) -> None:
     model.graph.initializer.extend(kept_tensors)
 
 
-def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy with the types and shapes of every tensor, freshly inferred.
+def infer_shapes(model: onnx.ModelProto, *, keep_known: bool = False) -> onnx.ModelProto:
+    """A copy with the types and shapes of every tensor, freshly inferred or, with `keep_known`, from what is known.
 
     Raises:
         ExportError: the graph contradicts itself.
     """
     twin = copy_model(model)
-    del twin.graph.value_info[:]
+    if not keep_known:
+        del twin.graph.value_info[:]
     try:
         return onnx.shape_inference.infer_shapes(twin, check_type=True, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError as error:

@@ -59,7 +59,7 @@ def random_model(config: ModelConfig | None = None) -> FusionModel:
 def exported(precision: Precision, trt_version: str = "10.3.0") -> ExportResult:
     return export_model(
         random_model(),
-        random_frame(3000, seed=2),
+        random_frame(3000, seed=3),
         preset=PRESET,
         precision=precision,
         trt_version=trt_version,

@@ -80,7 +80,7 @@ def test_every_layer_equals_the_hand_count(config: ModelConfig, frames: int) -> 
     stages = report.by_stage()
     assert list(stages) == ["camera", "view", "lidar", "fusion", "head"]
     assert sum(stages.values()) == pytest.approx(report.total())
-    assert (stages["view"] > 0) == (config.camera.downsample > 1)
+    assert all(flops > 0 for flops in stages.values())
     assert report.to_json()["total_real"] == pytest.approx(sum(report.by_stage("real").values()))
 
 
