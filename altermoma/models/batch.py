@@ -44,7 +44,7 @@ def _row_source(name: str, geometry: Geometry) -> str | None:
 
 def collate(frames: Sequence[Arrays], geometry: Geometry) -> FrameBatch:
     """Joins frames. Table entries are shifted to the joined rows; the zero row stays the one behind the last."""
-    joined = _joined_pooling(frames, geometry)
+    joined = _joined_pooling(frames, geometry) if "pool_depth" in frames[0] else {}
     for name in frames[0]:
         if name not in joined:
             arrays = [frame[name] for frame in frames]

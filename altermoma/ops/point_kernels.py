@@ -98,13 +98,11 @@ def wipe_voxels(keys_n: I64, grid_height: int, masks: U64) -> None:
         masks[keys_n[row] // grid_height] = 0
 
 
-@compiled("void(float64[:, :, ::1], float64[:, ::1], float64[::1], float32[::1], int64, int64, int32[::1])")
-def place_lifted(
-    directions_vn3: F64, origins_v3: F64, depth_d: F64, bounds_5: F32, width: int, breadth: int, cells_q: I32
-) -> None:
+@compiled("void(float64[:, :, ::1], float64[:, ::1], float64[::1], float32[::1], int32[::1])")
+def place_lifted(directions_vn3: F64, origins_v3: F64, depth_d: F64, bounds_7: F32, cells_q: I32) -> None:
     """Cell x * Y + y that each lifted pixel (view, pixel, bin) falls into, or -1.
 
-    `bounds_5` holds the lowest x and y, the cell's size, the lowest and the highest z, metres.
+    `bounds_7` holds the lowest x and y, the cell's size, the lowest and the highest z, metres, and the cells X and Y.
     """
     entry = 0
     for view in range(directions_vn3.shape[0]):
@@ -113,12 +111,12 @@ def place_lifted(
                 x = np.float32(directions_vn3[view, pixel, 0] * depth + origins_v3[view, 0])
                 y = np.float32(directions_vn3[view, pixel, 1] * depth + origins_v3[view, 1])
                 z = np.float32(directions_vn3[view, pixel, 2] * depth + origins_v3[view, 2])
-                x = (x - bounds_5[0]) / bounds_5[2]
-                y = (y - bounds_5[1]) / bounds_5[2]
+                x = (x - bounds_7[0]) / bounds_7[2]
+                y = (y - bounds_7[1]) / bounds_7[2]
                 cell = np.int32(-1)
                 # Truncation instead of floor puts points up to one cell below the range into cell 0, as BEVFusion does.
-                if x > -1 and x < width and y > -1 and y < breadth and z >= bounds_5[3] and z < bounds_5[4]:
-                    cell = np.int32(np.int64(x) * breadth + np.int64(y))
+                if x > -1 and x < bounds_7[5] and y > -1 and y < bounds_7[6] and z >= bounds_7[3] and z < bounds_7[4]:
+                    cell = np.int32(np.int64(x) * np.int64(bounds_7[6]) + np.int64(y))
                 cells_q[entry] = cell
                 entry += 1
 

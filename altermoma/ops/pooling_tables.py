@@ -65,8 +65,7 @@ def build_pooling_tables(
         directions_vhw3.reshape(views, -1, 3),
         np.ascontiguousarray(origins_v3),
         start + step * np.arange(geometry.depth_count),
-        np.array((*geometry.point_range[:2], geometry.pool_cell, *geometry.pool_z), np.float32),
-        *geometry.pool_shape,
+        np.array((*geometry.point_range[:2], geometry.pool_cell, *geometry.pool_z, *geometry.pool_shape), np.float32),
         cells_vhwd.reshape(-1),
     )
     counts = np.zeros(math.prod(geometry.pool_shape), np.int32)

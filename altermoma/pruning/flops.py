@@ -213,7 +213,7 @@ def flop_costs(
                     expected="every prunable layer to run on the reference frame",
                     remedy="take a reference frame with LiDAR points",
                 )
-    covering = list(lines.values())
+    covering: Sequence[ChannelGroup] = list(lines.values())
     for layer in report.layers:
         if layer.name == POOLING:
             covering, channels = _with_pooling(model, covering)

@@ -31,7 +31,7 @@ def annotate(model: onnx.ModelProto, contract: StageContract, metadata: Mapping[
 
 
 def _name_appended_rows(model: onnx.ModelProto) -> int:
-    """Calls the rows of a tensor with the zero row appended `N0+1`, which inference cannot. Returns how many are new."""
+    """Calls the rows of a tensor with a zero row appended `N0+1`, which inference cannot; returns how many are new."""
     infos = {info.name: info.type.tensor_type for info in (*model.graph.input, *model.graph.value_info)}
     constants = initializers(model)
     named = 0
