@@ -13,9 +13,9 @@ from altermoma.checkpoints.foreign import ForeignCheckpoint, read_foreign
 from altermoma.checkpoints.names_mit import from_mit, is_mit
 from altermoma.checkpoints.names_mmdet3d import from_mmdet3d, take_constants
 from altermoma.checkpoints.sparse_layout import Layout, layout_of, to_out_first
+from altermoma.checkpoints.widths import load_pruned
 from altermoma.models.config import ModelConfig
 from altermoma.models.fusion import FusionModel
-from altermoma.models.rebuild import load_by_shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ def load_foreign(path: Path, config: ModelConfig, *, name: str, pruned: bool = F
     state = to_out_first(state, expected)
     if not pruned:
         require_fit(state, model, source=path.name, wanted=name)
-    load_by_shape(model, state)
+    load_pruned(model, state, source=path.name)
     return Loaded(model=model.eval(), spelling="mit-han-lab" if mit else "mmdet3d", layout=layout, set_aside=set_aside)
 
 

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from altermoma import __version__
+from altermoma.checkpoints.widths import load_pruned
 from altermoma.errors import CheckpointError
 from altermoma.models.fusion import FusionModel
 from altermoma.models.presets import build, config_of
-from altermoma.models.rebuild import load_by_shape
 from altermoma.storage import write_bytes
 
 FORMAT = "altermoma-checkpoint-1"
@@ -109,7 +109,7 @@ def model_from_checkpoint(path: Path, *, preset: str | None = None) -> FusionMod
             remedy=f'set model = "{found}" in the recipe or name another checkpoint',
         )
     model = build(found)
-    load_by_shape(model, state)
+    load_pruned(model, state, source=path.name)
     return model.eval()
 
 
