@@ -16,6 +16,9 @@ CLASS_NAMES: tuple[str, ...] = (
 )  # fmt: skip
 """Class order of BEVFusion's nuScenes checkpoints; `labels` index into it."""
 
+MAP_CLASSES: tuple[str, ...] = ("drivable_area", "ped_crossing", "walkway", "stop_line", "carpark_area", "divider")
+"""Class order of BEVFusion's map segmentation; a divider is a road or lane divider. Classes may overlap."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:

@@ -17,7 +17,7 @@ from altermoma.deploy.stage_io import Arrays, StageRunner
 from altermoma.errors import BundleError, DataError
 from altermoma.frames import Boxes, Calibration
 from altermoma.geometry import Geometry
-from altermoma.ops.decode import decode
+from altermoma.ops.decode import decode, decode_map
 from altermoma.ops.prepare import LIDAR_ROWS, FramePreparer, dropped_warning
 
 Backend = Literal["onnxruntime", "tensorrt"]
@@ -38,11 +38,13 @@ class Detections:
     """Answer for one frame.
 
     Attributes:
+        map_cxy: float32 probabilities [classes, X, Y] in the order of `frames.MAP_CLASSES`; None without a map head.
         warnings: what was degraded and carried on with; empty for a healthy frame.
         timings_ms: wall-clock milliseconds by part (`PARTS`); a new calibration's pooling tables count as `tables`.
     """
 
     boxes: Boxes
+    map_cxy: NDArray[np.float32] | None = None
     warnings: tuple[str, ...] = ()
     timings_ms: dict[str, float] = field(default_factory=dict)
 
@@ -124,7 +126,10 @@ class Pipeline:
         watch = Stopwatch(self._preparer.timings_ms)
         outputs = self.run_stages(inputs, watch)
         boxes = watch.time("decode", lambda: decode(outputs, self.geometry, self._score_threshold)[0])
-        return Detections(boxes=boxes, warnings=warnings, timings_ms=watch.ms)
+        ground = decode_map(outputs)
+        return Detections(
+            boxes=boxes, map_cxy=None if ground is None else ground[0], warnings=warnings, timings_ms=watch.ms
+        )
 
     def prepare(
         self, cameras_vhw3: NDArray[np.uint8], points_p5: NDArray[np.float32], calibration: Calibration

@@ -145,13 +145,17 @@ def run_session(session: onnxruntime.InferenceSession, tensors: Mapping[str, Arr
 def compare_stage(
     scope: Literal["stage", "frame"], stage: StageContract, expected: Arrays, actual: Arrays, tolerance: float
 ) -> list[Parity]:
-    """Parity of every output of a stage. Proposals are matched first where the stage lists them in no fixed order."""
+    """Parity of every output of a stage. Proposals are matched first where the stage lists them in no fixed order.
+
+    Proposals are listed along the last of at most three dimensions; what has four is a map, in order.
+    """
     names = [spec.name for spec in stage.outputs]
     wanted, found, matched = {n: expected[n] for n in names}, {n: actual[n] for n in names}, 1.0
     if stage.unordered is not None:
         rows, columns, matched = match_proposals(wanted, found, stage.unordered)
-        wanted = {name: array[..., rows] for name, array in wanted.items()}
-        found = {name: array[..., columns] for name, array in found.items()}
+        listed = [name for name in names if expected[name].ndim <= 3]
+        wanted |= {name: wanted[name][..., rows] for name in listed}
+        found |= {name: found[name][..., columns] for name in listed}
     return [
         Parity(
             scope=scope, stage=stage.name, tensor=n, matched=matched, tolerance=tolerance, **_drift(wanted[n], found[n])

@@ -90,6 +90,22 @@ class HeadConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MapConfig:
+    """BEV map segmentation head, on a square grid around the LiDAR.
+
+    Attributes:
+        low, cell, cells: lowest x and y, size of a cell (m), cells along x and along y.
+        hidden: width of the classifier; 0 takes that of the map it reads.
+    """
+
+    classes: int = 6
+    low: float = -50.0
+    cell: float = 0.5
+    cells: int = 200
+    hidden: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A whole camera-LiDAR detector."""
 
@@ -99,3 +115,4 @@ class ModelConfig:
     lidar: LidarConfig | PillarConfig = field(default_factory=LidarConfig)
     bev: BevConfig = field(default_factory=BevConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
+    map: MapConfig | None = None

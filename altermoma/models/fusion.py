@@ -12,7 +12,8 @@ from altermoma.models.batch import FrameBatch
 from altermoma.models.bev import ConvFuser, Second, SecondFpn
 from altermoma.models.camera import DepthLift, LssNeck
 from altermoma.models.config import LidarConfig, ModelConfig, PillarConfig, ResNetConfig
-from altermoma.models.head import HeadOutputs, TransFusionHead
+from altermoma.models.head import HeadOutputs, MapOutputs, TransFusionHead
+from altermoma.models.map_head import MapHead
 from altermoma.models.pillars import PillarEncoder
 from altermoma.models.resnet import ResNet
 from altermoma.models.sparse_encoder import SparseEncoder
@@ -33,6 +34,7 @@ PARTITIONS: dict[str, Partition] = {
     "pts_backbone": "fusion",
     "pts_neck": "fusion",
     "bbox_head": "fusion",
+    "map_head": "fusion",
 }
 """The paper's partitions c, l and f by child module."""
 
@@ -47,11 +49,13 @@ def _backbone(config: ModelConfig) -> Backbone:
 class FusionModel(nn.Module):
     """Camera-LiDAR detector with BEVFusion's structure.
 
-    Voxels go through `pts_middle_encoder`, pillars through `pts_voxel_encoder`; a model has one of the two.
+    Voxels go through `pts_middle_encoder`, pillars through `pts_voxel_encoder`; a model has one of the two. `map_head`
+    is None where the configuration has no map.
     """
 
     pts_middle_encoder: SparseEncoder
     pts_voxel_encoder: PillarEncoder
+    map_head: MapHead | None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -65,6 +69,7 @@ class FusionModel(nn.Module):
         self.pts_backbone = Second(config.bev.fuser, config.bev)
         self.pts_neck = SecondFpn(config.bev, geometry.head_stride)
         self.bbox_head = TransFusionHead(sum(config.bev.neck), geometry.bev_shape, config.head)
+        self.map_head = MapHead(sum(config.bev.neck), geometry, config.map) if config.map else None
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module.bias is None:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -118,7 +123,9 @@ class FusionModel(nn.Module):
             camera = self._zeros_like(lidar, self.camera_channels, batch)
         if lidar is None:
             lidar = self._zeros_like(camera, self.lidar_channels, batch)
-        return self.bbox_head(self.fuse(camera, lidar))  # type: ignore[no-any-return]
+        bev = self.fuse(camera, lidar)
+        found: HeadOutputs = self.bbox_head(bev)
+        return found if self.map_head is None else MapOutputs(**vars(found), map=self.map_head(bev))
 
     def _zeros_like(self, other: Tensor | None, channels: int, batch: FrameBatch) -> Tensor:
         if other is None:

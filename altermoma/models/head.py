@@ -42,6 +42,13 @@ class HeadOutputs:
     heatmap: Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
+class MapOutputs(HeadOutputs):
+    """Of a model with a map head, too: logits [B, classes, cells, cells], x first (`models.config.MapConfig`)."""
+
+    map: Tensor
+
+
 class _ConvModule1d(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()

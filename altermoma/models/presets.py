@@ -13,6 +13,7 @@ from altermoma.models.config import (
     CameraConfig,
     HeadConfig,
     LidarConfig,
+    MapConfig,
     ModelConfig,
     PillarConfig,
     ResNetConfig,
@@ -73,6 +74,21 @@ def _bevfusion_mit_pillars(backbone: BackboneConfig) -> ModelConfig:
     )
 
 
+def _with_map(config: ModelConfig) -> ModelConfig:
+    """With BEVFusion's map segmentation beside the boxes, in the ranges and grids of its segmentation models.
+
+    Those have no box head, and lift pixels without looking at the LiDAR's depth.
+    """
+    geometry = dataclasses.replace(
+        NUSCENES,
+        point_range=(-51.2, -51.2, -5.0, 51.2, 51.2, 3.0),
+        voxel_size=(0.1, 0.1, 0.2),
+        max_voxels=120000,
+        pool_cell=0.4,
+    )
+    return dataclasses.replace(config, geometry=geometry, map=MapConfig())
+
+
 def _bottlenecks(*blocks: int) -> ResNetConfig:
     first, second, third, fourth = blocks
     return ResNetConfig(block="bottleneck", stem=64, widths=(64, 128, 256, 512), blocks=(first, second, third, fourth))
@@ -99,6 +115,7 @@ PRESETS: dict[str, ModelConfig] = {
     "bevfusion-mit-r50-second": _bevfusion_mit(_bottlenecks(3, 4, 6, 3)),
     "bevfusion-mit-r101-second": _bevfusion_mit(_bottlenecks(3, 4, 23, 3)),
     "bevfusion-mit-swint-voxelnet": _bevfusion_mit(SwinConfig()),
+    "bevfusion-mit-swint-voxelnet-map": _with_map(_bevfusion_mit(SwinConfig())),
     "bevfusion-mit-r101-pointpillars": _bevfusion_mit_pillars(_bottlenecks(3, 4, 23, 3)),
 }
 

@@ -101,19 +101,20 @@ class FusionStage(StageModule):
 
 
 class HeadStage(StageModule):
-    """The map to raw box properties; `altermoma.ops.decode` makes boxes of them."""
+    """The map to raw box properties; `altermoma.ops.decode` makes boxes of them. And to the ground's classes."""
 
     inputs = ("bev",)
-    outputs = ("query_labels", "query_scores", *BRANCHES, "heatmap")
 
     def __init__(self, model: FusionModel) -> None:
         super().__init__()
-        self.bbox_head = model.bbox_head
+        self.bbox_head, self.map_head = model.bbox_head, model.map_head
+        self.boxes = ("query_labels", "query_scores", *BRANCHES, "heatmap")
+        self.outputs = self.boxes if self.map_head is None else (*self.boxes, "map")
 
     def forward(self, bev: Tensor) -> tuple[Tensor, ...]:
         found = self.bbox_head(bev)
-        labels = found.query_labels.to(torch.int32)
-        return labels, *(getattr(found, name) for name in self.outputs[1:])
+        boxes = found.query_labels.to(torch.int32), *(getattr(found, name) for name in self.boxes[1:])
+        return boxes if self.map_head is None else (*boxes, self.map_head(bev))
 
 
 def stage_modules(model: FusionModel) -> dict[str, StageModule]:

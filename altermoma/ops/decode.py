@@ -38,6 +38,11 @@ def decode(outputs: Mapping[str, NDArray[np.generic]], geometry: Geometry, score
     ]
 
 
+def decode_map(outputs: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32] | None:
+    """Probabilities [B, classes, X, Y] of the map head's logits `map`; None for a model without one."""
+    return _sigmoid(np.asarray(outputs["map"], np.float32)) if "map" in outputs else None
+
+
 def _frame(
     boxes: NDArray[np.float32],
     labels: NDArray[np.int64],

@@ -41,6 +41,7 @@ STAGES: dict[str, str] = {
     "pts_backbone": "fusion",
     "pts_neck": "fusion",
     "bbox_head": "head",
+    "map_head": "head",
 }
 """Stage by module prefix; the first that fits counts."""
 

@@ -31,8 +31,11 @@ def fusion_groups(model: nn.Module) -> tuple[ChannelGroup, ...]:
     join_fuser(build, "fusion_layer.0", camera_bev, lidar_rows)
     fused = build.stream("fusion_layer.0", "fusion_layer.1")
     levels = add_second(build, "pts_backbone", fused)
-    add_second_fpn(build, "pts_neck", levels, "bbox_head.shared_conv")
+    heads = ["bbox_head.shared_conv", *(["map_head.classifier.0"] if build.has("map_head") else [])]
+    add_second_fpn(build, "pts_neck", levels, heads)
     add_transfusion_head(build, "bbox_head")
+    if build.has("map_head"):
+        add_map_head(build, "map_head")
     return build.groups()
 
 
@@ -174,14 +177,24 @@ def add_second(build: GroupBuilder, root: str, entering: Stream) -> list[Stream]
     return levels
 
 
-def add_second_fpn(build: GroupBuilder, root: str, levels: list[Stream], reader: str) -> None:
-    """SECONDFPN: one up-sampling layer per level, concatenated into `reader`."""
+def add_second_fpn(build: GroupBuilder, root: str, levels: list[Stream], readers: list[str]) -> None:
+    """SECONDFPN: one resampling layer per level, concatenated into each of `readers`."""
     offset = 0
     for level, deblock in zip(levels, build.children(f"{root}.deblocks"), strict=True):
         level.read_by(f"{deblock}.0")
-        raised = build.stream(f"{deblock}.0", f"{deblock}.1").read_by(reader, offset)
+        raised = build.stream(f"{deblock}.0", f"{deblock}.1")
+        for reader in readers:
+            raised.read_by(reader, offset)
         offset += build.width(raised)
-    build.check_reads(reader, offset)
+    for reader in readers:
+        build.check_reads(reader, offset)
+
+
+def add_map_head(build: GroupBuilder, root: str) -> None:
+    """Hidden widths of the map classifier; its grid transform mixes no channels."""
+    *layers, last = build.children(f"{root}.classifier")
+    for conv, norm, reader in zip(layers[::2], layers[1::2], [*layers[2::2], last], strict=True):
+        build.stream(conv, norm).read_by(reader)
 
 
 def add_transfusion_head(build: GroupBuilder, root: str) -> None:
