@@ -38,6 +38,11 @@ def content_key(record: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: `$ALTERMOMA_CACHE`, else `~/.cache/altermoma`."""
+    return Path(os.environ.get("ALTERMOMA_CACHE") or Path.home() / ".cache" / "altermoma")
+
+
 WRITE_ONLY = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 """Errors that only a write can meet; the others may come from reading."""
 

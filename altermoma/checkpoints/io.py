@@ -15,8 +15,10 @@ from torch import Tensor
 from altermoma import __version__
 from altermoma.checkpoints.widths import load_pruned
 from altermoma.errors import CheckpointError
+from altermoma.models.config import ModelConfig
 from altermoma.models.fusion import FusionModel
-from altermoma.models.presets import build, config_of
+from altermoma.models.presets import config_of
+from altermoma.models.record import from_record, to_record
 from altermoma.storage import write_bytes
 
 FORMAT = "altermoma-checkpoint-1"
@@ -26,7 +28,7 @@ PICKLED = frozenset({".pth", ".pt", ".ckpt", ".bin"})
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Writes weights and a JSON record of how they were made, atomically. `metadata["preset"]` names the model.
+    """Writes weights and a JSON record of how they were made, atomically. `metadata` holds what `describe` says.
 
     Widths are in the shapes: a pruned model is rebuilt from them (altermoma.models.rebuild).
     """
@@ -65,6 +67,22 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         )
     check_finite(path, state)
     return state, _metadata(path, header)
+
+
+def describe(model: FusionModel, preset: str) -> dict[str, Any]:
+    """What a checkpoint says of its model: the preset, and the configuration where the model is another of its kind."""
+    if model.config == config_of(preset):
+        return {"preset": preset}
+    return {"preset": preset, "config": to_record(model.config)}
+
+
+def config_from_checkpoint(path: Path) -> ModelConfig:
+    """The configuration of a checkpoint of ours: the dense widths, and all that weights do not say."""
+    return _config(load_checkpoint(path)[1])
+
+
+def _config(metadata: Mapping[str, Any]) -> ModelConfig:
+    return from_record(metadata["config"]) if "config" in metadata else config_of(str(metadata["preset"]))
 
 
 def _metadata(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
@@ -108,7 +126,7 @@ def model_from_checkpoint(path: Path, *, preset: str | None = None) -> FusionMod
             expected=f"a {preset}",
             remedy=f'set model = "{found}" in the recipe or name another checkpoint',
         )
-    model = build(found)
+    model = FusionModel(_config(metadata))
     load_pruned(model, state, source=path.name)
     return model.eval()
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import altermoma
-from altermoma.cli import bench, build, data, evaluate, export, prune, report, train
+from altermoma.cli import bench, build, convert, data, evaluate, export, prune, report, train
 from altermoma.cli.console import new_app, run_app
 
 app = new_app(
@@ -32,6 +32,7 @@ def common(
 
 app.add_typer(data.app, name="data")
 app.command("train")(train.train)
+app.command("convert")(convert.convert)
 app.command("prune")(prune.prune)
 app.command("export")(export.export)
 app.command("build")(build.build)

@@ -7,14 +7,15 @@ from typing import Annotated, Literal
 
 import typer
 
-from altermoma.cli.options import CheckpointOption, DataOption, RecipeOption, load_recipe
+from altermoma.cli.options import CheckpointOption, DataOption, Mmdet3dConfigOption, RecipeOption, load_recipe
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 - one parameter per option
     *,
     recipe: RecipeOption = None,
     data: DataOption = None,
     checkpoint: CheckpointOption = None,
+    mmdet3d_config: Mmdet3dConfigOption = None,
     bundle: Annotated[
         Path | None, typer.Option("--bundle", metavar="DIR", help="Evaluate a bundle instead of a torch checkpoint.")
     ] = None,
@@ -24,7 +25,7 @@ def evaluate(
     backend: Annotated[Literal["onnxruntime", "tensorrt"], typer.Option(help="Runtime of the bundle.")] = "onnxruntime",
 ) -> None:
     """Score the validation split with the official nuScenes detection evaluation."""
-    chosen = load_recipe(recipe, data=data, checkpoint=checkpoint)
+    chosen = load_recipe(recipe, data=data, checkpoint=checkpoint, mmdet3d_config=mmdet3d_config)
     from altermoma.workflow.single import evaluate_bundle, evaluate_checkpoint
 
     metrics = evaluate_checkpoint(chosen) if bundle is None else evaluate_bundle(chosen, bundle, backend, precision)

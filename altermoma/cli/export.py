@@ -11,6 +11,7 @@ from altermoma.cli.options import (
     CheckpointOption,
     DataOption,
     EngineChoice,
+    Mmdet3dConfigOption,
     PrecisionOption,
     RecipeOption,
     SparsityOption,
@@ -26,12 +27,13 @@ def export(  # noqa: PLR0913 - one parameter per option
     recipe: RecipeOption = None,
     data: DataOption = None,
     checkpoint: CheckpointOption = None,
+    mmdet3d_config: Mmdet3dConfigOption = None,
     sparsity: SparsityOption = None,
     engine: PrecisionOption = None,
     target: TargetOption = None,
 ) -> None:
     """Export a checkpoint as it is, dense or pruned, to ONNX stages, check parity with torch, and write a bundle."""
-    chosen = load_recipe(recipe, data=data, checkpoint=checkpoint)
+    chosen = load_recipe(recipe, data=data, checkpoint=checkpoint, mmdet3d_config=mmdet3d_config)
     chosen = with_engine(chosen, EngineChoice(precision=engine, sparsity=sparsity, target=target))
     from altermoma.workflow.single import export_to_bundle
 

@@ -26,7 +26,20 @@ DataOption = Annotated[
 ]
 CheckpointOption = Annotated[
     Path | None,
-    typer.Option("--checkpoint", metavar="FILE", help="Weights in safetensors. Without it: those in the package."),
+    typer.Option(
+        "--checkpoint",
+        metavar="FILE",
+        help="Weights: a .safetensors of ours, or a .pth of mit-han-lab or mmdet3d. Without it: those in the package.",
+    ),
+]
+Mmdet3dConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--mmdet3d-config",
+        metavar="FILE",
+        help="The mmdet3d configuration that a .pth was trained with: gives model, ranges and sweeps. It is a program "
+        "and is run: only give one that you trust.",
+    ),
 ]
 OutOption = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder to write to.")]
 FlopsOption = Annotated[
@@ -85,14 +98,42 @@ class EngineChoice:
     build: Literal["auto", "require", "never"] | None = None
 
 
-def load_recipe(path: Path | None, *, data: Path | None = None, checkpoint: Path | None = None) -> Recipe:
-    """The recipe of a command: the file or the defaults, with paths from the command line on top."""
+def load_recipe(
+    path: Path | None,
+    *,
+    data: Path | None = None,
+    checkpoint: Path | None = None,
+    mmdet3d_config: Path | None = None,
+) -> Recipe:
+    """The recipe of a command: the file or the defaults, with paths from the command line on top.
+
+    An mmdet3d configuration names the model and the sweeps, whatever the recipe says; its checkpoint is converted.
+    """
     recipe = recipes.load(path) if path is not None else Recipe()
     if data is not None:
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, root=str(data)))
     if checkpoint is not None:
         recipe = dataclasses.replace(recipe, checkpoint=str(checkpoint))
-    return recipe
+    return recipe if mmdet3d_config is None else _adapted(recipe, mmdet3d_config)
+
+
+def _adapted(recipe: Recipe, config: Path) -> Recipe:
+    if not recipe.checkpoint:
+        raise RecipeError(
+            "--mmdet3d-config without a checkpoint",
+            expected="the .pth of that training",
+            remedy="add --checkpoint FILE.pth",
+        )
+    from altermoma.checkpoints.adopt import converted
+
+    file, adopted = converted(Path(recipe.checkpoint), config)
+    return dataclasses.replace(
+        recipe,
+        name=adopted.preset if recipe.name == recipe.model else recipe.name,
+        model=adopted.preset,
+        checkpoint=str(file),
+        data=dataclasses.replace(recipe.data, sweeps=adopted.sweeps or recipe.data.sweeps),
+    )
 
 
 def with_budget(recipe: Recipe, budget: Budget) -> Recipe:

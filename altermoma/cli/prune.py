@@ -13,6 +13,7 @@ from altermoma.cli.options import (
     CheckpointOption,
     DataOption,
     FlopsOption,
+    Mmdet3dConfigOption,
     ParamsOption,
     RecipeOption,
     load_recipe,
@@ -26,6 +27,7 @@ def prune(  # noqa: PLR0913 - one parameter per option
     recipe: RecipeOption = None,
     data: DataOption = None,
     checkpoint: CheckpointOption = None,
+    mmdet3d_config: Mmdet3dConfigOption = None,
     prune_flops: FlopsOption = None,
     prune_channels: ChannelsOption = None,
     prune_params: ParamsOption = None,
@@ -34,7 +36,7 @@ def prune(  # noqa: PLR0913 - one parameter per option
 
     It is not fine-tuned: go on with `altermoma train --checkpoint FILE`.
     """
-    chosen = load_recipe(recipe, data=data, checkpoint=checkpoint)
+    chosen = load_recipe(recipe, data=data, checkpoint=checkpoint, mmdet3d_config=mmdet3d_config)
     chosen = with_budget(chosen, Budget(flops=prune_flops, channels=prune_channels, params=prune_params))
     from altermoma.workflow.single import prune_to_file
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from altermoma.cli.options import CheckpointOption, DataOption, RecipeOption, load_recipe
+from altermoma.cli.options import CheckpointOption, DataOption, Mmdet3dConfigOption, RecipeOption, load_recipe
 
 
 def train(  # noqa: PLR0913 - one parameter per option
@@ -19,6 +19,7 @@ def train(  # noqa: PLR0913 - one parameter per option
     recipe: RecipeOption = None,
     data: DataOption = None,
     checkpoint: CheckpointOption = None,
+    mmdet3d_config: Mmdet3dConfigOption = None,
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="Start with random weights instead of a checkpoint.")
     ] = False,
@@ -34,7 +35,7 @@ def train(  # noqa: PLR0913 - one parameter per option
     Starts from `--checkpoint` (dense or pruned: the widths are those of the file), from the package's weights, or from
     nothing with `--from-scratch`.
     """
-    chosen = load_recipe(recipe, data=data, checkpoint=checkpoint)
+    chosen = load_recipe(recipe, data=data, checkpoint=checkpoint, mmdet3d_config=mmdet3d_config)
     training = chosen.finetune
     training = dataclasses.replace(
         training,

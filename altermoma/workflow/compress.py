@@ -52,7 +52,7 @@ def reference_batch(place: Workplace) -> FrameBatch:
 
 def prune_model(place: Workplace, folder: Path) -> dict[str, Any]:
     """Scores and shrinks the dense model; the pruned weights are kept in the folder."""
-    from altermoma.checkpoints.io import save_checkpoint
+    from altermoma.checkpoints.io import describe, save_checkpoint
     from altermoma.pruning.prune import prune
     from altermoma.training.losses import task_loss
 
@@ -60,7 +60,7 @@ def prune_model(place: Workplace, folder: Path) -> dict[str, Any]:
     result = prune(place.dense_model(), scoring_batches(place), recipe.prune, task_loss, reference_batch(place))
     record = result.to_json()
     kept = {name: channels.tolist() for name, channels in result.keep.items()}
-    metadata = {"preset": recipe.model, "pruning": record, "kept": kept}
+    metadata = describe(result.model, recipe.model) | {"pruning": record, "kept": kept}
     save_checkpoint(folder / PRUNED_FILE, result.model.state_dict(), metadata)
     return record
 
@@ -90,12 +90,13 @@ def teacher_of(place: Workplace, pruned: Path) -> Teacher:
 
 def finetune_model(place: Workplace, start: Path, folder: Path) -> dict[str, Any]:
     """Trains the pruned model; a kill costs at most `checkpoint_every` steps."""
-    from altermoma.checkpoints.io import save_checkpoint
+    from altermoma.checkpoints.io import describe, save_checkpoint
     from altermoma.training.loop import detection_objective, train
 
     recipe = place.recipe
     teacher = teacher_of(place, start) if recipe.finetune.distill_weight > 0 else None
     objective = detection_objective(recipe.finetune, teacher)
     result = train(place.model(start), place.train, recipe.finetune, folder=folder, objective=objective)
-    save_checkpoint(folder / PRUNED_FILE, result.model.state_dict(), {"preset": recipe.model, "steps": result.steps})
+    metadata = describe(result.model, recipe.model) | {"steps": result.steps}
+    save_checkpoint(folder / PRUNED_FILE, result.model.state_dict(), metadata)
     return {"steps": result.steps}

@@ -14,6 +14,7 @@ from altermoma.geometry import Geometry
 from altermoma.recipe import Recipe
 
 if TYPE_CHECKING:
+    from altermoma.models.config import ModelConfig
     from altermoma.models.fusion import FusionModel
 
 
@@ -41,10 +42,18 @@ class Workplace:
         return NuScenesReader(self.root, self.recipe.data.version, sweeps=self.recipe.data.sweeps)
 
     @cached_property
-    def geometry(self) -> Geometry:
+    def config(self) -> ModelConfig:
+        """The preset's configuration, or that of the recipe's checkpoint, which may be another of its kind."""
+        from altermoma.checkpoints.io import PICKLED, config_from_checkpoint
         from altermoma.models.presets import config_of
 
-        return config_of(self.recipe.model).geometry
+        if self.recipe.checkpoint and self.checkpoint.suffix not in PICKLED:
+            return config_from_checkpoint(self.checkpoint)
+        return config_of(self.recipe.model)
+
+    @property
+    def geometry(self) -> Geometry:
+        return self.config.geometry
 
     @cached_property
     def checkpoint(self) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from altermoma.deploy.pipeline import Backend
 from altermoma.recipe import Recipe
@@ -14,30 +14,32 @@ from altermoma.workflow.compress import PRUNED_FILE, prune_model, with_target_wi
 from altermoma.workflow.place import Workplace
 from altermoma.workflow.plan import precisions_of
 
+if TYPE_CHECKING:
+    from altermoma.models.fusion import FusionModel
+
 MODEL_FILE = "model.safetensors"
 
 
 def train_model(recipe: Recipe, folder: Path, *, from_scratch: bool = False) -> Path:
     """Trains with the recipe's [finetune]; returns the weights written to the folder."""
-    from altermoma.checkpoints.io import save_checkpoint
+    from altermoma.checkpoints.io import describe, save_checkpoint
     from altermoma.training.loop import train
 
     place = Workplace(recipe)
-    model = _seeded(recipe) if from_scratch else place.dense_model()
+    model = _seeded(place) if from_scratch else place.dense_model()
     result = train(model, place.train, recipe.finetune, folder=folder)
-    save_checkpoint(
-        folder / MODEL_FILE, result.model.state_dict(), {"preset": recipe.model, "recipe": recipe.to_dict()}
-    )
+    metadata = describe(result.model, recipe.model) | {"recipe": recipe.to_dict()}
+    save_checkpoint(folder / MODEL_FILE, result.model.state_dict(), metadata)
     return folder / MODEL_FILE
 
 
-def _seeded(recipe: Recipe) -> Any:
+def _seeded(place: Workplace) -> FusionModel:
     import torch
 
-    from altermoma.models.presets import build
+    from altermoma.models.fusion import FusionModel
 
-    torch.manual_seed(recipe.finetune.seed)
-    return build(recipe.model)
+    torch.manual_seed(place.recipe.finetune.seed)
+    return FusionModel(place.config)
 
 
 def prune_to_file(recipe: Recipe, file: Path) -> Path:

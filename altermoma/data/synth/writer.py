@@ -21,7 +21,7 @@ from altermoma.data.synth.tables import Record
 from altermoma.data.synth.world import SceneWorld
 from altermoma.errors import DataError
 from altermoma.progress import say, track
-from altermoma.storage import atomic_path, content_key, storage_errors
+from altermoma.storage import atomic_path, cache_folder, content_key, storage_errors
 
 GENERATOR = 1
 """Raised with every change of what is written, so that caches are not mixed."""
@@ -88,9 +88,9 @@ def cached_world(
         seed: of everything random.
         keyframes: per scene.
         jobs: processes.
-        cache: folder of all cached worlds; `$ALTERMOMA_CACHE`, else `~/.cache/altermoma`, where not given.
+        cache: folder of all cached worlds; that of `storage.cache_folder` where not given.
     """
-    folder = cache or Path(os.environ.get("ALTERMOMA_CACHE") or Path.home() / ".cache" / "altermoma")
+    folder = cache or cache_folder()
     key = content_key({"generator": GENERATOR, "scenes": scenes, "seed": seed, "keyframes": keyframes})
     root = folder / f"synth-{key}"
     if _is_whole(root):
