@@ -17,6 +17,7 @@ from altermoma.models.config import (
     SwinConfig,
 )
 from altermoma.models.fusion import FusionModel
+from altermoma.models.presets import NUSCENES
 from altermoma.models.rebuild import load_by_shape
 from altermoma.pruning.groups import fusion_groups
 from altermoma.pruning.surgery import shrink
@@ -31,7 +32,7 @@ SMALL = ModelConfig(
         depth_bins=(1.0, 30.0, 1.0),
         pool_cell=0.8,
         pool_z=(-30.0, 10.0),
-        fan_in=(16, 16, 8),
+        fan_in=NUSCENES.fan_in,
     ),
     backbone=ResNetConfig(block="bottleneck", stem=16, widths=(16, 32, 64, 128), blocks=(3, 4, 6, 3)),
     camera=CameraConfig(neck=32, depth_widths=(8, 32, 64), depthnet=32, channels=24, downsample=2),
