@@ -18,6 +18,7 @@ from altermoma.models.pillars import PillarEncoder
 from altermoma.models.resnet import ResNet
 from altermoma.models.sparse_encoder import SparseEncoder
 from altermoma.models.swin import Swin
+from altermoma.ops.functional import cells_to_map
 from altermoma.ops.pillars import DECORATIONS
 from altermoma.ops.sparse_tables import level_shapes
 from altermoma.recipe import Partition
@@ -97,7 +98,7 @@ class FusionModel(nn.Module):
         """Lifted pixels -> camera BEV [B, C, X, Y]."""
         shape = self.config.geometry.pool_shape
         cells = self.view_transform.pooling(depth_weights, pixel_features, tables)
-        bev = cells.reshape(size, *shape, cells.shape[1]).permute(0, 3, 1, 2)
+        bev = cells_to_map(cells.reshape(size, *shape, cells.shape[1]))
         return self.view_transform.downsample(bev)  # type: ignore[no-any-return]
 
     def camera_branch(self, batch: FrameBatch) -> Tensor:

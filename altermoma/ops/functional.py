@@ -67,8 +67,20 @@ def submanifold_conv(rows_nc: Tensor, table_nk: Tensor, weight_okc: Tensor) -> T
 def rows_to_bev(rows_nc: Tensor, bev_table: Tensor, bev_shape: tuple[int, int], batch_size: int) -> Tensor:
     """Dense BEV from sparse rows: float [N, C], int [B * X * Y, Z] -> float [B, C * Z, X, Y], channel c * Z + z."""
     channels, depth = rows_nc.shape[1], bev_table.shape[1]
-    cells = gather_rows(rows_nc, bev_table).reshape(batch_size, bev_shape[0] * bev_shape[1], depth, channels)
-    return cells.permute(0, 3, 2, 1).reshape(batch_size, channels * depth, bev_shape[0], bev_shape[1])
+    cells = gather_rows(rows_nc, bev_table).reshape(batch_size, *bev_shape, depth * channels)
+    layers = cells_to_map(cells).reshape(batch_size, depth, channels, bev_shape[0] * bev_shape[1])
+    return layers.transpose(1, 2).reshape(batch_size, channels * depth, *bev_shape)
+
+
+def cells_to_map(cells_bxyc: Tensor) -> Tensor:
+    """float [B, X, Y, C] -> [B, C, X, Y], one axis at a time.
+
+    ONNX Runtime swaps two axes of a row that fits its caches, then moves whole rows; the permutation at once takes 4 to
+    10 times longer. The shapes differ in between so that no optimiser joins the two.
+    """
+    size, x, y, channels = cells_bxyc.shape
+    rows = cells_bxyc.reshape(size * x, y, channels).transpose(1, 2)
+    return rows.reshape(size, x, channels, y).transpose(1, 2)
 
 
 def pool_bev(depth_weights: Tensor, pixel_features: Tensor, tables: Sequence[Tensor]) -> Tensor:
