@@ -1,4 +1,4 @@
-"""Compiled loops that sort points into voxels and lifted pixels into runs and cells."""
+"""Compiled loops over points and lifted pixels: into voxels, depth images, runs and cells."""
 
 from __future__ import annotations
 
@@ -192,3 +192,22 @@ def fill_cells(entries: I32, lengths: I32, table: I32) -> None:
         for i in range(lengths[cell]):
             table[cell, i] = entries[start + i]
         start += lengths[cell]
+
+
+@compiled("void(float32[:, ::1], float32[:, :, ::1], float32[::1], float32[:, :, ::1])")
+def draw_depth(points: F32, projections_v34: F32, scale_left_top: F32, depth_vhw: F32) -> None:
+    """Writes each point's metres along the optical axis at its network pixel of every view; later points win."""
+    views, height, width = depth_vhw.shape
+    scale, left, top = scale_left_top
+    for view in range(views):
+        m = projections_v34[view]
+        for p in range(len(points)):
+            x, y, z = points[p, 0], points[p, 1], points[p, 2]
+            metres = m[2, 0] * x + m[2, 1] * y + m[2, 2] * z + m[2, 3]
+            # Written so that NaN is refused too.
+            if not metres > np.float32(1e-3):
+                continue
+            column = np.floor((m[0, 0] * x + m[0, 1] * y + m[0, 2] * z + m[0, 3]) / metres * scale - left)
+            row = np.floor((m[1, 0] * x + m[1, 1] * y + m[1, 2] * z + m[1, 3]) / metres * scale - top)
+            if column >= 0 and column < width and row >= 0 and row < height:
+                depth_vhw[view, np.int64(row), np.int64(column)] = metres
