@@ -23,6 +23,7 @@ _STAGES = {
     "pts_backbone": "BEV backbone",
     "pts_neck": "BEV neck",
     "bbox_head": "head",
+    "map_head": "map head",
 }
 Kind = Literal["missing", "unexpected", "of another shape"]
 _SHOWN = 3

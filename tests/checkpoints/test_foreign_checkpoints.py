@@ -160,7 +160,7 @@ def test_another_model_is_reported_by_stage(tmp_path: Path) -> None:
     renamed = {name.replace("img_backbone.layer4", "img_backbone.stages.3"): t for name, t in state.items()}
     del renamed["bbox_head.shared_conv.bias"]
     renamed["fusion_layer.0.weight"] = torch.zeros(64, 80, 3, 3)
-    renamed["heads.map.classifier.0.weight"] = torch.zeros(1)
+    renamed["heads.depth.classifier.0.weight"] = torch.zeros(1)
     with pytest.raises(CheckpointError) as caught:
         load(write(tmp_path / "other.pth", collections.OrderedDict(renamed)))
     lines = caught.value.found.splitlines()
@@ -168,7 +168,7 @@ def test_another_model_is_reported_by_stage(tmp_path: Path) -> None:
     assert "18 unexpected (img_backbone.stages.3.0." in lines[1]
     assert "fuser: 1 of another shape (fusion_layer.0.weight [64, 80, 3, 3] float32, not [64, 96, 3, 3]" in lines[2]
     assert "head: 1 missing (bbox_head.shared_conv.bias)" in lines[3]
-    assert "heads: 1 unexpected (heads.map.classifier.0.weight)" in lines[4]
+    assert "heads: 1 unexpected (heads.depth.classifier.0.weight)" in lines[4]
 
 
 def test_another_width_is_refused_and_the_preset_that_fits_is_named(tmp_path: Path) -> None:

@@ -26,8 +26,7 @@ def install(checkout: Path) -> None:
     Raises:
         ImportError: mmdet3d, one of the packages it needs, or the project is missing.
     """
-    _import_torchvision()
-    sys.modules.setdefault("mmcv._ext", _Stub("mmcv._ext"))
+    make_importable()
     sys.path.insert(0, str(checkout))
     root = "projects.BEVFusion.bevfusion.ops"
     pool = types.ModuleType(f"{root}.bev_pool.bev_pool_ext")
@@ -40,6 +39,12 @@ def install(checkout: Path) -> None:
     importlib.import_module("spconv.pytorch")
     importlib.import_module("mmdet3d.utils").register_all_modules(init_default_scope=True)
     importlib.import_module("projects.BEVFusion.bevfusion")
+
+
+def make_importable() -> None:
+    """Lets mmdet3d itself be imported."""
+    _import_torchvision()
+    sys.modules.setdefault("mmcv._ext", _Stub("mmcv._ext"))
 
 
 class _Stub(types.ModuleType):
