@@ -24,7 +24,9 @@ def fill_pillars(points: F32, pillars_p: I64, firsts_n: I64, slots: int, axes_n2
     for p in range(len(points)):
         pillar = pillars_p[p]
         if pillar >= 0 and used[pillar] < slots:
-            rows_rc[firsts_n[pillar] + used[pillar], :channels] = points[p]
+            row = firsts_n[pillar] + used[pillar]
+            for c in range(channels):
+                rows_rc[row, c] = points[p, c]
             used[pillar] += 1
     for pillar in range(len(firsts_n)):
         first, last = firsts_n[pillar], firsts_n[pillar] + used[pillar]

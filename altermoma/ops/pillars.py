@@ -74,13 +74,14 @@ class PillarBuilder:
         axes_n2 = (np.stack(np.divmod(cells_n, self._shape[1]), axis=1) + 0.5) * self._size + self._low
         fill_pillars(points, pillars_p, firsts_n, self._slots, axes_n2, rows)
 
-        table = firsts_n[:, None] + np.minimum(np.arange(self._slots), rows_n[:, None] - 1)
+        first, last = firsts_n.astype(np.int32)[:, None], (firsts_n + rows_n - 1).astype(np.int32)[:, None]
+        table = np.minimum(first + np.arange(self._slots, dtype=np.int32), last)
         bev_table = np.full((len(self._masks), 1), len(cells_n), np.int32)
         bev_table[cells_n, 0] = np.arange(len(cells_n), dtype=np.int32)
         return Pillars(
             points_rc=rows,
             point_pillar_r=np.repeat(np.arange(len(cells_n), dtype=np.int32), rows_n),
-            pillar_table_nt=table.astype(np.int32),
+            pillar_table_nt=table,
             bev_table_m1=bev_table,
             dropped=dropped,
         )
