@@ -107,6 +107,22 @@ class ExportRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParityRecipe:
+    """How far an engine's final boxes may be from torch's over the validation split.
+
+    Attributes:
+        fp32_boxes: every box of torch is found again, none farther off than this in any number (m, rad, m/s).
+        fp16_map: largest difference of mAP, 0 to 1; rounding moves single boxes more than their mean worth.
+        beyond: what becomes of a run that is beyond: "error" ends it without a bundle, "note" makes the bundle and says
+            so in the summary.
+    """
+
+    fp32_boxes: float = 1e-3
+    fp16_map: float = 2e-3
+    beyond: Literal["error", "note"] = "error"
+
+
+@dataclass(frozen=True, kw_only=True)
 class EngineRecipe:
     precision: Precision = "fp16"
     sparsity: Sparsity = "dense"
@@ -133,6 +149,7 @@ class Recipe:
     prune: PruneRecipe = field(default_factory=PruneRecipe)
     finetune: TrainRecipe = field(default_factory=TrainRecipe)
     export: ExportRecipe = field(default_factory=ExportRecipe)
+    parity: ParityRecipe = field(default_factory=ParityRecipe)
     engine: EngineRecipe = field(default_factory=EngineRecipe)
     bench: BenchRecipe = field(default_factory=BenchRecipe)
 
@@ -207,6 +224,7 @@ _RANGES: dict[str, dict[str, _Range]] = {
         "seed": _NATURAL,
     },
     "export": {"opset": _Range(low=17, high=17), "fp32_tolerance": _POSITIVE, "fp16_tolerance": _POSITIVE},
+    "parity": {"fp32_boxes": _POSITIVE, "fp16_map": _POSITIVE},
     "bench": {"frames": _COUNT, "rounds": _COUNT, "warmup": _NATURAL, "threads": _COUNT},
 }
 """Every number of a recipe. Checked before any work, so that no run ends in its tenth minute over a minus sign."""

@@ -81,6 +81,25 @@ def atomic_path(path: Path) -> Iterator[Path]:
         shutil.rmtree(holder, ignore_errors=True)
 
 
+def check_writable(path: Path) -> None:
+    """Says before the work, not after it, that a file or folder could not be written at `path`.
+
+    Raises:
+        StorageError: naming the path and why.
+    """
+    try:
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {path}: {os.strerror(error.errno or 0)}",
+            expected="a writable place",
+            remedy="choose a folder you can write to",
+        ) from error
+
+
 def write_bytes(path: Path, payload: bytes) -> None:
     with atomic_path(path) as draft, draft.open("wb") as stream:
         stream.write(payload)

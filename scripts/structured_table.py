@@ -26,13 +26,15 @@ DENSE, PRUNED = "dense-onnxruntime-fp32", "onnxruntime-fp32"
 
 
 def run(recipe: Recipe, folder: Path) -> Summary:
-    """The summary of a run; the command itself keeps the steps that are done and still fit."""
+    """The summary of a run; the command itself keeps the steps that are done and fit, and says what went wrong."""
     written = folder.with_suffix(".toml")
     write_text(written, recipe.to_toml())
     start = "from altermoma.cli.oneshot import main; main()"
     command = [sys.executable, "-c", start, "--recipe", str(written), "--out", str(folder)]
     say(" ".join(command))
-    subprocess.run(command, check=True)
+    code = subprocess.run(command, check=False).returncode
+    if code:
+        raise typer.Exit(code)
     return Summary.read(folder / "summary.json")
 
 

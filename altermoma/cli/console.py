@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Callable
@@ -11,6 +10,9 @@ import typer
 
 from altermoma.errors import AltermomaError, StorageError
 from altermoma.storage import WRITE_ONLY
+
+INTERRUPTED = 130
+"""Exit code after ctrl-C, as shells have it."""
 
 
 def new_app(help_text: str) -> typer.Typer:
@@ -37,17 +39,29 @@ def run_app(app: Callable[[], object]) -> None:
     except AltermomaError as error:
         _fail(error)
     except OSError as error:
-        if error.errno not in WRITE_ONLY:
+        _fail(_plain(error))
+    except (KeyboardInterrupt, SystemExit) as ended:
+        # typer turns an interrupt into its exit code without a word.
+        if isinstance(ended, SystemExit) and ended.code != INTERRUPTED:
             raise
-        place = error.filename or "a file"
-        _fail(
-            StorageError(
-                f"cannot write {place}: {os.strerror(error.errno or 0)}", remedy="free space or use another --out"
-            )
-        )
-    except KeyboardInterrupt:
         print("stopped; run the same command again to continue", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
+
+
+def _plain(error: OSError) -> StorageError:
+    """What the system refused; a programming error is no such thing."""
+    place, why = error.filename or "a file", error.strerror or str(error)
+    if error.errno in WRITE_ONLY:
+        return StorageError(
+            f"cannot write {place}: {why}",
+            expected="a writable place with room",
+            remedy="free space or use another --out",
+        )
+    return StorageError(
+        f"cannot use {place}: {why}",
+        expected="files and folders that this user may read and write",
+        remedy="check the path and its permissions",
+    )
 
 
 def _fail(error: AltermomaError) -> None:

@@ -62,6 +62,7 @@ TargetOption = Annotated[
     str | None,
     typer.Option("--target", metavar="NAME", help="Target profile of deploy/: generic, orin-jp62, thor-jp70, ..."),
 ]
+BudgetKind = Literal["flops", "channels", "params"]
 BuildOption = Annotated[
     Literal["auto", "require", "never"] | None,
     typer.Option("--build", help="Engines: build where possible, require them (else exit 3), or never."),
@@ -77,17 +78,23 @@ class Budget:
     params: float | None = None
 
     def apply(self, recipe: PruneRecipe) -> PruneRecipe:
-        given = {name: share for name, share in dataclasses.asdict(self).items() if share is not None}
+        every: tuple[tuple[BudgetKind, float | None], ...] = (
+            ("flops", self.flops),
+            ("channels", self.channels),
+            ("params", self.params),
+        )
+        given = {name: share for name, share in every if share is not None}
         if not given:
             return recipe
         if len(given) > 1:
             options = " and ".join(f"--prune-{name}" for name in given)
             raise RecipeError(f"{options} together", expected="one budget", remedy="keep one of them")
-        if self.flops is not None:
-            return dataclasses.replace(recipe, budget="flops", amount=self.flops)
-        if self.channels is not None:
-            return dataclasses.replace(recipe, budget="channels", amount=self.channels)
-        return dataclasses.replace(recipe, budget="params", amount=given["params"])
+        ((name, share),) = given.items()
+        if not 0 <= share < 1:
+            raise RecipeError(
+                f"--prune-{name} {share:g}", expected="a share, at least 0 and below 1", remedy="0.5 is half"
+            )
+        return dataclasses.replace(recipe, budget=name, amount=share)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

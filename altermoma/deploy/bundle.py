@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,8 +144,7 @@ def write_bundle(folder: Path, content: BundleContent) -> Bundle:
         BundleError: `folder` exists and is no bundle, or a stage contract is inconsistent.
         StorageError: full disk or read-only place; nothing is left behind.
     """
-    if folder.exists() and not (folder / MANIFEST_FILE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BundleError(f"{folder} exists and is no bundle", remedy="choose another folder, or empty this one")
+    check_replaceable(folder)
     loose = sorted(set(content.graphs) - set(content.tolerances))
     if loose:
         raise BundleError(f"no tolerance for {', '.join(loose)}", expected="one for each precision of the bundle")
@@ -167,6 +167,31 @@ def write_bundle(folder: Path, content: BundleContent) -> Bundle:
         write_text(draft / README_FILE, bundle_readme(manifest))
         files = {path: FileRecord(sha256=sha256_of(draft / path), size=size) for path, size in _sizes(draft).items()}
         write_text(draft / MANIFEST_FILE, to_text(dataclasses.replace(manifest, files=files)))
+    return Bundle.open(folder)
+
+
+def check_replaceable(folder: Path) -> None:
+    """A bundle may take the place of a bundle or of nothing.
+
+    Raises:
+        BundleError: something else is there.
+    """
+    if folder.is_dir() and ((folder / MANIFEST_FILE).is_file() or not any(folder.iterdir())):
+        return
+    if folder.exists():
+        raise BundleError(
+            f"{folder} exists and is no bundle",
+            expected="a new folder, an empty one or a bundle to replace",
+            remedy="choose another folder",
+        )
+
+
+def copy_bundle(source: Path, folder: Path, **changes: Any) -> Bundle:
+    """Copies a bundle as a whole, with other values for some fields of its manifest; one that is there is replaced."""
+    manifest = dataclasses.replace(Bundle.open(source).manifest, **changes)
+    with atomic_path(folder) as draft:
+        shutil.copytree(source, draft)
+        write_text(draft / MANIFEST_FILE, to_text(manifest))
     return Bundle.open(folder)
 
 

@@ -10,19 +10,17 @@ from numpy.typing import NDArray
 
 from altermoma.deploy.bundle import Bundle
 from altermoma.deploy.manifest import BUILD_COMMAND, STAGES, StageRecord
+from altermoma.deploy.matching import MATCH_RADIUS_M, Unordered, match_boxes, only_ties_lost, pair_proposals
 from altermoma.deploy.pipeline import Backend, Pipeline, open_stages
 from altermoma.deploy.reference import Reference
 from altermoma.deploy.stage_io import Arrays, StageRunner
 from altermoma.errors import BundleError, EngineError
-from altermoma.frames import Boxes
 
 SCORE_FLOOR = 0.1
 """Reference boxes below are not held against the bundle: near the noise their order means nothing."""
 
-MATCH_RADIUS_M = 0.5
-
-EXCHANGED_SHARE = 0.05
-"""Share of the head's proposals that rounding may exchange for others of equal score."""
+HEAD = Unordered(labels="query_labels", position="center", score="query_scores")
+"""How the head's outputs are called in every stage contract."""
 
 Pair = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -136,23 +134,6 @@ def _to_check(bundle: Bundle, backend: Backend) -> tuple[str, ...]:
     return tuple(sorted(built))
 
 
-def match_boxes(
-    reference: Boxes, found: Boxes, radius_m: float = MATCH_RADIUS_M
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pairs boxes of one class by nearest centre within `radius_m`, best reference scores first; each used once."""
-    free = np.ones(len(found), bool)
-    pairs: list[tuple[int, int]] = []
-    for i in np.argsort(-reference.scores_m, kind="stable"):
-        distance = np.linalg.norm(found.geometry_m9[:, :3] - reference.geometry_m9[i, :3], axis=1)
-        distance[~free | (found.labels_m != reference.labels_m[i])] = np.inf
-        if len(distance) and distance.min() <= radius_m:
-            best = int(distance.argmin())
-            free[best] = False
-            pairs.append((int(i), best))
-    left, right = np.asarray(pairs, np.int64).reshape(-1, 2).T
-    return left, right
-
-
 def _check_stage(precision: str, runner: StageRunner, reference: Reference, allowed: float) -> list[TensorCheck]:
     record = runner.record
     outputs = runner.run(_reference_inputs(record, reference))
@@ -184,30 +165,24 @@ def _reference_inputs(record: StageRecord, reference: Reference) -> Arrays:
 
 
 def align_proposals(wanted: Arrays, got: Arrays, allowed: float) -> dict[str, Pair]:
-    """(found, expected) in float64 by output name; proposals [B, ., P] of the head are brought into one order first.
+    """(found, expected) in float64 by output name; proposals [1, ., P] of the head are brought into one order first.
 
-    Top-k picks proposals by score, so rounding may swap neighbours or exchange the weakest. Proposals are paired one
-    to one by label and likeness; all but `EXCHANGED_SHARE` (or `allowed`, if larger) must find a partner within one
-    cell, else they are compared in the order they come, so that the differences say how wrong they are.
+    Top-k picks proposals by score, so rounding may swap neighbours or exchange those at the cut. Where more is lost
+    than such ties, all are compared in the order they come, so that the differences say how wrong they are.
     """
     pairs: dict[str, Pair] = {name: (_f64(got[name]), _f64(array)) for name, array in wanted.items()}
-    if "center" not in pairs or "query_labels" not in pairs or _close(pairs, allowed):
+    if HEAD.labels not in pairs or _close(pairs, allowed):
         return pairs
-    proposals = pairs["center"][1].shape[-1]
-    branches = {name: pair for name, pair in pairs.items() if pair[1].ndim == 3 and pair[1].shape[-1] == proposals}
-    distance_pp = np.zeros((proposals, proposals))
-    for found, expected in branches.values():
-        scale = max(float(np.abs(expected).max(initial=0.0)), 1e-12)
-        distance_pp += np.abs(expected[0].T[:, None] - found[0].T[None]).mean(axis=2) / scale
-    distance_pp[pairs["query_labels"][1][0][:, None] != pairs["query_labels"][0][0][None]] = np.inf
-    apart_pp = np.linalg.norm(pairs["center"][1][0].T[:, None] - pairs["center"][0][0].T[None], axis=2)
-    distance_pp[apart_pp >= 1.0] = np.inf
-    left, right = _one_to_one(distance_pp)
-    if len(left) < (1.0 - max(allowed, EXCHANGED_SHARE)) * proposals:
+    found = pair_proposals(wanted, got, HEAD)
+    if not only_ties_lost(found.matched, found.above_cut, allowed):
         return pairs
-    aligned = {name: (pair[0][..., right], pair[1][..., left]) for name, pair in branches.items()}
-    labels = pairs["query_labels"]
-    return {**pairs, **aligned, "query_labels": (labels[0][..., right], labels[1][..., left])}
+    proposals = wanted[HEAD.labels].shape[-1]
+    return {
+        name: (pair[0][..., found.right], pair[1][..., found.left])
+        if pair[1].ndim <= 3 and pair[1].shape[-1] == proposals
+        else pair
+        for name, pair in pairs.items()
+    }
 
 
 def _close(pairs: dict[str, Pair], allowed: float) -> bool:
@@ -215,21 +190,6 @@ def _close(pairs: dict[str, Pair], allowed: float) -> bool:
         np.abs(found - expected).max(initial=0.0) <= allowed * np.abs(expected).max(initial=0.0)
         for found, expected in pairs.values()
     )
-
-
-def _one_to_one(distance_pp: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pairs rows and columns, nearest first, each used once; infinite distances stay alone."""
-    rows, columns = np.unravel_index(np.argsort(distance_pp, axis=None, kind="stable"), distance_pp.shape)
-    free_row, free_column = np.ones(len(distance_pp), bool), np.ones(len(distance_pp), bool)
-    chosen: list[tuple[int, int]] = []
-    for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
-        if not np.isfinite(distance_pp[row, column]):
-            break
-        if free_row[row] and free_column[column]:
-            free_row[row] = free_column[column] = False
-            chosen.append((row, column))
-    left, right = np.asarray(chosen, np.int64).reshape(-1, 2).T
-    return left, right
 
 
 def _f64(array: NDArray[np.generic]) -> NDArray[np.float64]:

@@ -93,7 +93,7 @@ def load_target(name: str) -> Target:
     raise RecipeError(
         f"no target {name!r}",
         expected="one of " + ", ".join(target_names()),
-        remedy=f"did you mean {near[0]}?" if near else "or name a target.toml of your own",
+        remedy=f"did you mean {near[0]}?" if near else "choose one of these, or name a target.toml of your own",
     )
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+import altermoma
 from altermoma.deploy.manifest import StageRecord
 from altermoma.deploy.tensorrt_api import (
     complaints,
@@ -54,9 +58,28 @@ class BuiltEngine:
 
 
 def engine_key(onnx_sha256: str, options: BuildOptions, *, tensorrt: str, device: str) -> str:
-    """Changes with the graph, the options, the TensorRT version and the GPU: a stale engine is never reused."""
-    record = {"onnx": onnx_sha256, "options": dataclasses.asdict(options), "tensorrt": tensorrt, "device": device}
-    return content_key(record)
+    """Changes with the graph, the options, the TensorRT version, the GPU and the code that builds: a stale engine is
+    never reused.
+    """
+    return content_key(
+        {
+            "onnx": onnx_sha256,
+            "options": dataclasses.asdict(options),
+            "tensorrt": tensorrt,
+            "device": device,
+            "builder": builder_revision(),
+        }
+    )
+
+
+@functools.cache
+def builder_revision() -> str:
+    """Version of the package, and a digest of the modules that decide how engines are built and verified."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("tensorrt_*.py")):
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return f"{altermoma.__version__}+{digest.hexdigest()[:12]}"
 
 
 def build_engine(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -19,61 +18,75 @@ if TYPE_CHECKING:
     from altermoma.models.fusion import FusionModel
 
 Arrays = Mapping[str, NDArray[np.generic]]
+Run = Callable[[dict[str, NDArray[np.generic]]], Arrays]
+Masked = Literal["none", "camera", "lidar"]
+BATCH_SIZE = 4
 
 
-def predict_with(
-    run: Callable[[dict[str, NDArray[np.generic]]], Arrays],
-    dataset: FrameDataset,
-    *,
-    score_threshold: float = 0.0,
-    description: str = "Detecting",
-) -> dict[str, Boxes]:
-    """Detections by sample token from a frame-wise backend.
+def predict_with(run: Run, dataset: FrameDataset, *, score_threshold: float = 0.0) -> dict[str, Boxes]:
+    """Detections by sample token from a frame-wise backend; see `detect_with`."""
+    return dict(detect_with(run, dataset, score_threshold=score_threshold))
+
+
+def detect_with(
+    run: Run, dataset: FrameDataset, *, score_threshold: float = 0.0, start: int = 0, description: str = "Detecting"
+) -> Iterator[tuple[str, Boxes]]:
+    """Sample token and detections, frame by frame, from a frame-wise backend.
 
     Args:
         run: graph inputs of one frame to head outputs with a batch axis of 1, as `ops.decode.decode` reads them.
         dataset: frames, taken as they are, without augmentation.
         score_threshold: boxes at or below it are left out; 0 for mAP.
+        start: the first frame.
         description: of the progress bar.
     """
-    found = {}
-    for sample in track(prefetch(iter(dataset)), description, total=len(dataset)):
-        (found[sample.token],) = decode(run(sample.inputs), dataset.geometry, score_threshold)
-    return found
+    rest = range(start, len(dataset))
+    for sample in track(prefetch(dataset[index] for index in rest), description, total=len(rest)):
+        (boxes,) = decode(run(sample.inputs), dataset.geometry, score_threshold)
+        yield sample.token, boxes
 
 
 def predict(
     model: FusionModel,
     dataset: FrameDataset,
     *,
-    masked: Literal["none", "camera", "lidar"] = "none",
-    batch_size: int = 4,
-    threads: int | None = None,
-    description: str = "Detecting",
+    masked: Masked = "none",
+    batch_size: int = BATCH_SIZE,
 ) -> dict[str, Boxes]:
-    """Detections by sample token from a torch model, in evaluation mode, on the device of its weights.
+    """Detections by sample token from a torch model; see `detect`."""
+    return dict(detect(model, dataset, masked=masked, batch_size=batch_size))
+
+
+def detect(
+    model: FusionModel,
+    dataset: FrameDataset,
+    *,
+    masked: Masked = "none",
+    batch_size: int = BATCH_SIZE,
+    start: int = 0,
+) -> Iterator[tuple[str, Boxes]]:
+    """Sample token and detections, frame by frame, from a torch model in eval mode, on the device of its weights.
 
     Args:
         model: left in the mode it came in.
         dataset: frames, taken as they are, without augmentation.
         masked: the branch that is replaced by zeros.
         batch_size: frames per forward pass; does not change the result beyond rounding.
-        threads: torch threads meanwhile; None leaves them.
-        description: of the progress bar.
+        start: the first frame.
     """
     import torch
 
     from altermoma.models.batch import collate
+    from altermoma.models.modes import eval_mode
 
     device = next(model.parameters()).device
-    found: dict[str, Boxes] = {}
-    steps = -(-len(dataset) // batch_size)
-    with _evaluating(model, threads), torch.inference_mode():
-        for samples in track(prefetch(_groups(dataset, batch_size)), description, total=steps):
+    firsts = range(start, len(dataset), batch_size)
+    with eval_mode(model):
+        for samples in track(prefetch(_groups(dataset, firsts)), "Detecting", total=len(firsts)):
             batch = collate([sample.inputs for sample in samples], dataset.geometry).to(device)
-            boxes = decode(head_arrays(model(batch, masked=masked)), dataset.geometry)
-            found |= {sample.token: frame for sample, frame in zip(samples, boxes, strict=True)}
-    return found
+            with torch.inference_mode():
+                boxes = decode(head_arrays(model(batch, masked=masked)), dataset.geometry)
+            yield from zip((sample.token for sample in samples), boxes, strict=True)
 
 
 def head_arrays(outputs: Any) -> dict[str, NDArray[np.generic]]:
@@ -82,22 +95,6 @@ def head_arrays(outputs: Any) -> dict[str, NDArray[np.generic]]:
     return {field.name: getattr(outputs, field.name).detach().cpu().numpy() for field in fields}
 
 
-def _groups(dataset: FrameDataset, size: int) -> Iterator[list[Sample]]:
-    for start in range(0, len(dataset), size):
-        yield [dataset[index] for index in range(start, min(start + size, len(dataset)))]
-
-
-@contextmanager
-def _evaluating(model: FusionModel, threads: int | None) -> Iterator[None]:
-    import torch
-
-    modes, before = [(part, part.training) for part in model.modules()], torch.get_num_threads()
-    model.eval()
-    if threads is not None:
-        torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
-        torch.set_num_threads(before)
+def _groups(dataset: FrameDataset, firsts: range) -> Iterator[list[Sample]]:
+    for first in firsts:
+        yield [dataset[index] for index in range(first, min(first + firsts.step, len(dataset)))]

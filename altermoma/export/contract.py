@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from altermoma.deploy.matching import Unordered
 from altermoma.errors import RecipeError
 
 SCHEMA = 1
@@ -53,15 +54,6 @@ class TensorSpec:
     unit: str
     island: bool = False
     between: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unordered:
-    """Outputs whose last dimension lists proposals in no fixed order; these tell which belong together."""
-
-    labels: str
-    position: str
-    score: str
 
 
 @dataclass(frozen=True, kw_only=True)

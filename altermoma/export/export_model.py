@@ -23,7 +23,7 @@ from altermoma.export.passes.decompose_norm import decompose_norm
 from altermoma.export.passes.emulate_half import emulate_half
 from altermoma.export.passes.names import readable_names
 from altermoma.export.passes.to_fp16 import to_fp16
-from altermoma.export.to_onnx import OPSET, eval_mode, export_stage
+from altermoma.export.to_onnx import OPSET, export_stage
 from altermoma.recipe import ExportRecipe, Precision
 
 if TYPE_CHECKING:
@@ -88,6 +88,8 @@ def export_model(
         raise RecipeError(f"export.opset = {recipe.opset}", expected=f"{OPSET}, which TensorRT 8.5 to 11 read alike")
     contract = load_contract(preset)
     parse_version(trt_version)
+    from altermoma.models.modes import eval_mode
+
     with eval_mode(model):
         graphs, reference, bindings = _traced(model, contract, inputs)
     graphs = {name: _finished(graph, contract, name, precision, trt_version) for name, graph in graphs.items()}

@@ -11,8 +11,9 @@ import onnx
 from numpy.typing import NDArray
 
 from altermoma.deploy import onnxruntime_backend
+from altermoma.deploy.matching import only_ties_lost, pair_proposals
 from altermoma.errors import ExportError
-from altermoma.export.contract import ModelContract, StageContract, Unordered
+from altermoma.export.contract import ModelContract, StageContract
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -21,11 +22,6 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]
-LOST_SHARE = 0.1
-"""Share of the proposals' score that need not be found again: the last of them are near ties, so a few may differ. A
-tolerance above this counts instead."""
-MATCH_RADIUS = 1.0
-"""Largest distance of matching proposals, in units of the position tensor (BEV cells)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +34,8 @@ class Parity:
         scaled_max: max_abs over the largest magnitude in torch; this is what the tolerance bounds.
         cosine: of both tensors as vectors; 1 where both are zero.
         matched: share of the proposals' score found again; 1 for ordered outputs.
+        above_cut: how far a proposal that was not lies above the weakest one listed, over the largest score; the
+            tolerance bounds this too, so that only ties are lost.
     """
 
     scope: Literal["stage", "frame"]
@@ -48,16 +46,18 @@ class Parity:
     scaled_max: float
     cosine: float
     matched: float
+    above_cut: float
     tolerance: float
 
     @property
     def passed(self) -> bool:
-        return self.scaled_max <= self.tolerance and 1 - self.matched <= max(LOST_SHARE, self.tolerance)
+        return self.scaled_max <= self.tolerance and only_ties_lost(self.matched, self.above_cut, self.tolerance)
 
     def __str__(self) -> str:
         return (
             f"{self.scope} {self.stage}.{self.tensor}: max {self.max_abs:.3g} (scaled {self.scaled_max:.3g}, tolerance "
             f"{self.tolerance:g}), mean {self.mean_abs:.3g}, cosine {self.cosine:.7f}, matched {self.matched:.3f}"
+            + (f", lost up to {self.above_cut:.3g} above the cut" if self.above_cut > 0 else "")
         )
 
 
@@ -108,12 +108,12 @@ def raise_on_drift(parities: Iterable[Parity]) -> None:
     failed = [item for item in parities if not item.passed]
     if failed:
         first = [item for item in failed if (item.scope, item.stage) == (failed[0].scope, failed[0].stage)]
-        swapped = "; some proposals are near ties in this frame: try another one" if failed[0].matched < 1 else ""
+        lost = " and only proposals lost whose score is as near to the cut" if failed[0].matched < 1 else ""
         raise ExportError(
             f"stage {failed[0].stage} differs from torch:\n" + "\n".join(f"  {item}" for item in first),
-            expected=f"at most {failed[0].tolerance:g} of the largest torch value of each output",
+            expected=f"at most {failed[0].tolerance:g} of the largest torch value of each output{lost}",
             remedy="name the layers that overflow or lose precision in fp32_nodes of the stage contract, export with "
-            f"precision fp32, or raise the tolerance in the recipe's [export] table{swapped}",
+            "precision fp32, or raise the tolerance in the recipe's [export] table",
         )
 
 
@@ -150,36 +150,26 @@ def compare_stage(
     Proposals are listed along the last of at most three dimensions; what has four is a map, in order.
     """
     names = [spec.name for spec in stage.outputs]
-    wanted, found, matched = {n: expected[n] for n in names}, {n: actual[n] for n in names}, 1.0
+    wanted, found = {n: expected[n] for n in names}, {n: actual[n] for n in names}
+    matched, above_cut = 1.0, 0.0
     if stage.unordered is not None:
-        rows, columns, matched = match_proposals(wanted, found, stage.unordered)
+        pairs = pair_proposals(wanted, found, stage.unordered)
+        matched, above_cut = pairs.matched, pairs.above_cut
         listed = [name for name in names if expected[name].ndim <= 3]
-        wanted |= {name: wanted[name][..., rows] for name in listed}
-        found |= {name: found[name][..., columns] for name in listed}
+        wanted |= {name: wanted[name][..., pairs.left] for name in listed}
+        found |= {name: found[name][..., pairs.right] for name in listed}
     return [
         Parity(
-            scope=scope, stage=stage.name, tensor=n, matched=matched, tolerance=tolerance, **_drift(wanted[n], found[n])
+            scope=scope,
+            stage=stage.name,
+            tensor=n,
+            matched=matched,
+            above_cut=above_cut,
+            tolerance=tolerance,
+            **_drift(wanted[n], found[n]),
         )
         for n in names
     ]
-
-
-def match_proposals(expected: Arrays, actual: Arrays, how: Unordered) -> tuple[Array, Array, float]:
-    """Pairs proposals of one frame that have one label and lie within MATCH_RADIUS.
-
-    Returns:
-        Indices into the expected and into the actual list, and the share of the expected score that is paired.
-    """
-    from scipy.optimize import linear_sum_assignment
-
-    far = 1e6
-    difference = expected[how.position][0][:, :, None] - actual[how.position][0][:, None, :].astype(np.float64)
-    cost = np.sqrt((difference**2).sum(axis=0))
-    cost[expected[how.labels][0][:, None] != actual[how.labels][0][None, :]] = far
-    rows, columns = linear_sum_assignment(np.nan_to_num(cost, nan=far, posinf=far))
-    close = cost[rows, columns] <= MATCH_RADIUS
-    score = expected[how.score][0].max(axis=0)
-    return rows[close], columns[close], float(score[rows[close]].sum() / max(score.sum(), 1e-30))
 
 
 def _drift(expected: Array, actual: Array) -> dict[str, float]:

@@ -20,8 +20,6 @@ from altermoma.export.passes.names import readable_names
 from altermoma.export.passes.simplify import simplify
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from altermoma.models.stages import StageModule
 
 OPSET = 17
@@ -80,6 +78,8 @@ def _trace(
 ) -> onnx.ModelProto:
     import torch
 
+    from altermoma.models.modes import eval_mode
+
     dynamic = {spec.name: contract.dynamic_axes(spec) for spec in (*stage.inputs, *stage.outputs)}
     examples = tuple(torch.from_numpy(inputs[spec.name].copy()) for spec in stage.inputs)
     buffer = io.BytesIO()
@@ -103,18 +103,6 @@ def _trace(
             expected="a module of standard operators with a forward free of data-dependent control flow",
         ) from error
     return onnx.load_model_from_string(buffer.getvalue())
-
-
-@contextmanager
-def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Sets a module to eval mode; afterwards every part of it is as it was (frozen norms stay frozen)."""
-    before = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in before.items():
-            part.training = training
 
 
 @contextmanager

@@ -53,7 +53,7 @@ def measure(
         groups: channel groups to score.
         loss_fn: the task loss.
         contribution: batches that estimate DeCI.
-        redundancy: batches of ReRI.
+        redundancy: batches of ReRI, and where a killed process left off with both.
         options: weights and step.
 
     Raises:
@@ -63,7 +63,7 @@ def measure(
     terms = ChannelTerms(model, groups, options.aggregation)
     needed = {masked for group in groups for masked in MASKS_OF[group.partition]}
     return Indicators(
-        deci=deci(model, loss, contribution, terms) if options.alpha else {},
+        deci=deci(model, loss, contribution, terms, redundancy.kept) if options.alpha else {},
         reri={
             masked: reri(model, loss, redundancy, terms, masked, options.lr)
             for masked in MASKS

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from altermoma.errors import PruningError
 from altermoma.models.batch import FrameBatch
+from altermoma.models.modes import eval_mode
 from altermoma.models.pillars import PillarEncoder
 from altermoma.models.sparse_encoder import GatherConv
 from altermoma.models.swin import WindowAttention
@@ -98,7 +99,7 @@ def count_flops(model: nn.Module, batch: FrameBatch) -> FlopReport:
         batch: the reference frame; of several frames the mean is taken.
     """
     counter = FlopCounterMode(display=False)
-    with _occupancy(model) as occupied, _eval_mode(model), torch.no_grad(), counter:
+    with _occupancy(model) as occupied, eval_mode(model), torch.no_grad(), counter:
         model(batch)
     layers = []
     for name, flops in _own_flops(model, counter).items():
@@ -134,17 +135,6 @@ def _check_complete(listed: float, counted: float) -> None:
             f"layers add up to {listed:.6g} FLOPs of {counted:.6g} counted",
             expected="every product inside a module with a name",
         )
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = {name: module.training for name, module in model.named_modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for name, module in model.named_modules():
-            module.training = modes[name]
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from altermoma.errors import PruningError
 from altermoma.progress import track
 from altermoma.pruning.channels import Aggregation, ChannelGroup, ChannelVectors, Slice
+from altermoma.pruning.kept import Kept
 from altermoma.pruning.masking import Batch, Loss, Masked, gradients, preserved, reactivate
 
 
@@ -30,10 +31,12 @@ class ScoringData:
     Attributes:
         reactivation: D_1 .. D_B, one gradient step each.
         terms: batches on which the first-order terms before and after are compared.
+        kept: where a killed process left off with both indicators.
     """
 
     reactivation: Sequence[Batch]
     terms: Sequence[Batch]
+    kept: Kept = field(default_factory=Kept)
 
 
 class ChannelTerms:
@@ -90,12 +93,18 @@ def _per_channel(term: Tensor, member: Slice, width: int) -> Tensor:
     return covered.reshape(width, member.repeat).sum(1).cpu()
 
 
-def deci(model: nn.Module, loss: Loss, batches: Sequence[Batch], terms: ChannelTerms) -> ChannelVectors:
+def deci(
+    model: nn.Module, loss: Loss, batches: Sequence[Batch], terms: ChannelTerms, kept: Kept | None = None
+) -> ChannelVectors:
     """DeCI (eq. 4-6): first-order terms at the initial parameters, nothing masked, summed over batches."""
+    kept = kept or Kept()
+    done, found = kept.load("deci")
+    total = found or _zeros(terms)
     with preserved(model) as theta:
-        total = _zeros(terms)
-        for batch in track(batches, "Scores, nothing masked"):
+        for batch in track(batches[done:], "Scores, nothing masked"):
             _add(total, terms.magnitude(theta, gradients(loss(batch, "none"), terms.parameters)))
+            done += 1
+            kept.save("deci", done, total)
     return total
 
 
@@ -110,17 +119,34 @@ def reri(
     Raises:
         PruningError: loss or gradient not finite.
     """
+    kept = data.kept
     with preserved(model) as theta:
-        reactivate(model, loss, track(data.reactivation, f"Reactivation, {masked} masked"), masked, lr)
-        total = _zeros(terms)
-        for batch in track(data.terms, f"Scores, {masked} masked"):
+        _reactivate(model, loss, data, masked, lr)
+        done, found = kept.load(f"reri-{masked}")
+        total = found or _zeros(terms)
+        for batch in track(data.terms[done:], f"Scores, {masked} masked"):
             after = gradients(loss(batch, masked), terms.parameters)
             with _exchanged(model, theta):
                 change = gradients(loss(batch, masked), terms.parameters)
             for gradient, later in zip(change, after, strict=True):
                 gradient.sub_(later)
             _add(total, terms.magnitude(theta, change))
+            done += 1
+            kept.save(f"reri-{masked}", done, total)
     return total
+
+
+def _reactivate(model: nn.Module, loss: Loss, data: ScoringData, masked: Masked, lr: float) -> None:
+    """Reactivation, going on where a killed process stopped."""
+    name = f"reactivated-{masked}"
+    done, weights = data.kept.load(name)
+    with torch.no_grad():
+        for key, weight in weights.items():
+            model.get_parameter(key).copy_(weight)
+    for batch in track(data.reactivation[done:], f"Reactivation, {masked} masked"):
+        reactivate(model, loss, [batch], masked, lr)
+        done += 1
+        data.kept.save(name, done, dict(model.named_parameters()))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from altermoma.errors import PruningError
+from altermoma.models.modes import eval_mode
 from altermoma.recipe import Partition
 
 Masked = Literal["none", "camera", "lidar"]
@@ -62,12 +63,10 @@ def preserved(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     off. The scores describe the network that is deployed, and do not depend on the batch composition. On a CPU the same
     scores come out every time (see `repeatable`).
     """
-    modes = {name: module.training for name, module in model.named_modules()}
     parameters = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
     buffers = {name: tensor.detach().clone() for name, tensor in model.named_buffers()}
-    model.eval()
     try:
-        with repeatable(model):
+        with eval_mode(model), repeatable(model):
             yield parameters
     finally:
         with torch.no_grad():
@@ -75,8 +74,6 @@ def preserved(model: nn.Module) -> Iterator[dict[str, Tensor]]:
                 parameter.copy_(parameters[name])
             for name, buffer in model.named_buffers():
                 buffer.copy_(buffers[name])
-        for name, module in model.named_modules():
-            module.training = modes[name]
 
 
 @contextmanager

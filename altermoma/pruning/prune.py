@@ -17,6 +17,7 @@ from altermoma.pruning.costs import CostModel, channel_costs
 from altermoma.pruning.flops import FlopReport, count_flops, flop_costs, parameter_costs
 from altermoma.pruning.groups import fusion_groups
 from altermoma.pruning.indicators import ScoringData
+from altermoma.pruning.kept import Kept
 from altermoma.pruning.masking import Batch, LossFunction
 from altermoma.pruning.selection import SelectionOptions, check_budget, keep_all, select
 from altermoma.pruning.surgery import shrink
@@ -75,6 +76,7 @@ def prune(
     recipe: PruneRecipe,
     loss_fn: LossFunction,
     reference: FrameBatch | None = None,
+    kept: Kept | None = None,
 ) -> PruneResult[ModelT]:
     """Scores, selects and removes channels. Deterministic; `model` comes back bit for bit as it was.
 
@@ -85,6 +87,7 @@ def prune(
         recipe: budget, scope, weights and granularity.
         loss_fn: the task loss.
         reference: frame (or frames) on which FLOPs are counted; the first batch where none is given.
+        kept: where a killed process left off with the scores; None keeps nothing.
 
     Raises:
         PruningError: too few batches, an unreachable budget, a loss that is not finite, indicators that are zero.
@@ -111,7 +114,7 @@ def prune(
         method=recipe.selection,
     )
     check_budget(scoped, cost, options)
-    scores = score(model, scoped, batches, recipe, loss_fn) if recipe.amount > 0 else {}
+    scores = score(model, scoped, batches, recipe, loss_fn, kept) if recipe.amount > 0 else {}
     selection = select(scoped, scores, cost, options) if scores else keep_all(scoped)
     smaller = shrink(model, groups, selection.keep)
     flops_after = count_flops(smaller, frame)
@@ -146,6 +149,7 @@ def score(
     batches: Sequence[Batch],
     recipe: PruneRecipe,
     loss_fn: LossFunction,
+    kept: Kept | None = None,
 ) -> ChannelVectors:
     """AlterEva scores of the groups, with the recipe's batches and weights (see `prune`)."""
     reactivation = batches[: recipe.reactivation_batches]
@@ -157,7 +161,7 @@ def score(
         groups,
         loss_fn,
         batches[: recipe.score_batches],
-        ScoringData(reactivation=reactivation, terms=reactivation[-recipe.reri_batches :]),
+        ScoringData(reactivation=reactivation, terms=reactivation[-recipe.reri_batches :], kept=kept or Kept()),
         options,
     )
     return altereva(groups, indicators, recipe.alpha, recipe.beta)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from altermoma.deploy.bundle import Bundle
+from altermoma.deploy.matching import match_boxes
 from altermoma.deploy.onnxruntime_backend import OnnxRuntimeStage
 from altermoma.deploy.pipeline import Backend, Pipeline
-from altermoma.deploy.self_check import SCORE_FLOOR, match_boxes
+from altermoma.deploy.self_check import SCORE_FLOOR
 from altermoma.evaluation.nuscenes_eval import evaluate
+from altermoma.evaluation.predict import detect, detect_with
 from altermoma.frames import Boxes
-from altermoma.workflow.detections import read_detections, write_detections
+from altermoma.workflow.detections import Found, keep_detections, read_detections
 from altermoma.workflow.place import Workplace
 
 if TYPE_CHECKING:
@@ -28,22 +30,20 @@ DETECTIONS_FILE = "detections.npz"
 
 def evaluate_torch(place: Workplace, model: FusionModel, folder: Path) -> dict[str, Any]:
     """Predicts and scores the validation split in torch; detections are kept in the folder."""
-    from altermoma.evaluation.predict import predict
-
-    return _scored(place, predict(model, place.val), folder / DETECTIONS_FILE)
+    return _scored(place, folder / DETECTIONS_FILE, lambda start: detect(model, place.val, start=start))
 
 
 def evaluate_engine(place: Workplace, bundle: Path, backend: Backend, precision: str, file: Path) -> dict[str, Any]:
     """Predicts and scores the validation split with the stages of a bundle."""
-    from altermoma.evaluation.predict import predict_with
-
     threads = os.cpu_count() or 1
     if (backend, precision) == ("onnxruntime", "fp16"):
         pipeline = half_pipeline(Bundle.open(bundle), threads)
     else:
         pipeline = Pipeline.from_bundle(bundle, backend, precision=precision, threads=threads)
     description = f"Detecting, {backend} {precision}"
-    return _scored(place, predict_with(pipeline.run_stages, place.val, description=description), file)
+    return _scored(
+        place, file, lambda start: detect_with(pipeline.run_stages, place.val, start=start, description=description)
+    )
 
 
 def half_pipeline(bundle: Bundle, threads: int) -> Pipeline:
@@ -62,10 +62,9 @@ def half_pipeline(bundle: Bundle, threads: int) -> Pipeline:
     return Pipeline(bundle.manifest.geometry, runners)
 
 
-def _scored(place: Workplace, detections: Mapping[str, Boxes], file: Path) -> dict[str, Any]:
-    metrics = evaluate(place.reader, place.recipe.data.val_split, detections)
-    write_detections(file, detections)
-    return dataclasses.asdict(metrics)
+def _scored(place: Workplace, file: Path, find: Callable[[int], Found]) -> dict[str, Any]:
+    detections = keep_detections(file, find)
+    return dataclasses.asdict(evaluate(place.reader, place.recipe.data.val_split, detections))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,17 +52,21 @@ def reference_batch(place: Workplace) -> FrameBatch:
 
 
 def prune_model(place: Workplace, folder: Path) -> dict[str, Any]:
-    """Scores and shrinks the dense model; the pruned weights are kept in the folder."""
+    """Scores and shrinks the dense model; the pruned weights are kept in the folder. A kill costs one batch."""
     from altermoma.checkpoints.io import describe, save_checkpoint
+    from altermoma.pruning.kept import Kept
     from altermoma.pruning.prune import prune
     from altermoma.training.losses import task_loss
 
-    recipe = place.recipe
-    result = prune(place.dense_model(), scoring_batches(place), recipe.prune, task_loss, reference_batch(place))
+    recipe, scores = place.recipe, folder / "scores"
+    result = prune(
+        place.dense_model(), scoring_batches(place), recipe.prune, task_loss, reference_batch(place), Kept(scores)
+    )
     record = result.to_json()
     kept = {name: channels.tolist() for name, channels in result.keep.items()}
     metadata = describe(result.model, recipe.model) | {"pruning": record, "kept": kept}
     save_checkpoint(folder / PRUNED_FILE, result.model.state_dict(), metadata)
+    shutil.rmtree(scores, ignore_errors=True)
     return record
 
 

@@ -1,16 +1,23 @@
-"""Detections of a split as one file, so that a later step need not compute them again."""
+"""Detections of a split as one file, so that a later step need not compute them again; and its parts meanwhile."""
 
 from __future__ import annotations
 
+import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from altermoma.errors import StorageError
+from altermoma.evaluation.predict import BATCH_SIZE
 from altermoma.frames import Boxes
 from altermoma.storage import atomic_path
+
+PART = 2 * BATCH_SIZE
+"""Frames between two parts on disk. Whole batches: those after a kill are then made up as they would have been."""
+
+Found = Iterable[tuple[str, Boxes]]
 
 
 def write_detections(path: Path, detections: Mapping[str, Boxes]) -> None:
@@ -48,3 +55,29 @@ def read_detections(path: Path) -> dict[str, Boxes]:
         )
         for token, start, end in zip(arrays["tokens"], starts, ends, strict=True)
     }
+
+
+def keep_detections(file: Path, detect: Callable[[int], Found]) -> dict[str, Boxes]:
+    """Detects a split and writes it to `file`; a kill costs at most `PART` frames.
+
+    Args:
+        file: whole at the end. Until then parts lie beside it, which a killed process leaves for the next.
+        detect: from the index of the first frame to token and boxes of it and those after it, in order.
+    """
+    if file.is_file():
+        return read_detections(file)
+    parts = file.with_suffix(".parts")
+    found: dict[str, Boxes] = {}
+    for part in sorted(parts.glob("*.npz")):
+        found |= read_detections(part)
+    fresh: dict[str, Boxes] = {}
+    for token, boxes in detect(len(found)):
+        fresh[token] = boxes
+        if len(fresh) == PART:
+            write_detections(parts / f"{len(found):08d}.npz", fresh)
+            found |= fresh
+            fresh = {}
+    found |= fresh
+    write_detections(file, found)
+    shutil.rmtree(parts, ignore_errors=True)
+    return found

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
-from altermoma.deploy.bundle import Bundle
+from altermoma.deploy.bundle import copy_bundle
 from altermoma.deploy.tensorrt_backend import engines_here, why_not
 from altermoma.deploy.tensorrt_builder import BuildOptions
 from altermoma.errors import EngineError
 from altermoma.recipe import EngineRecipe
-from altermoma.storage import atomic_path
 
 
 def check_buildable(recipe: EngineRecipe) -> None:
@@ -36,10 +34,9 @@ def environment(recipe: EngineRecipe) -> dict[str, str]:
 
 def build_engines(recipe: EngineRecipe, exported: Path, bundle: Path) -> dict[str, Any]:
     """Copies the exported bundle and builds its engines, or records why there are none."""
-    with atomic_path(bundle) as draft:
-        shutil.copytree(exported, draft)
+    copied = copy_bundle(exported, bundle)
     options = BuildOptions(precision=recipe.precision, sparsity=recipe.sparsity)
-    built = engines_here(Bundle.open(bundle), options, build=recipe.build)
+    built = engines_here(copied, options, build=recipe.build)
     state = built.manifest.engines
     return {
         "state": state.state,

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-import shutil
 import time
 from pathlib import Path
 
 import numpy as np
 
-from altermoma.deploy.bundle import MANIFEST_FILE, Bundle
-from altermoma.deploy.manifest import to_text
+from altermoma.deploy.bundle import copy_bundle
 from altermoma.frames import Boxes
+from altermoma.progress import busy
 from altermoma.recipe import Recipe
 from altermoma.report.html import write_report
 from altermoma.report.scenes import Scene, draw_scene
 from altermoma.report.summary import Summary
 from altermoma.report.table import print_summary
-from altermoma.storage import atomic_path, content_key, write_text
+from altermoma.storage import content_key
 from altermoma.workflow.accuracy import DETECTIONS_FILE
 from altermoma.workflow.compress import with_target_widths
 from altermoma.workflow.detections import read_detections
@@ -45,13 +43,15 @@ def run(recipe: Recipe, out: Path | None = None, *, same_only: bool = False) -> 
     check_buildable(recipe.engine)
     recipe = with_target_widths(recipe)
     place = Workplace(recipe)
-    steps, code = plan(place), code_version()
+    with busy("Reading the tables"):
+        steps, code = plan(place), code_version()
     with open_run(recipe, content_key({"steps": step_keys(steps, code)}), out, same_only=same_only) as folder:
         results = run_steps(steps, folder.steps, code)
-        summary = summarise(recipe, results, started, str(folder.bundle))
-        leave_bundle(folder, summary)
-        write_report(folder.report, summary, shown_scene(place, folder.steps))
-        summary.write(folder.summary)
+        with busy("Bundle and report"):
+            summary = summarise(recipe, results, started, str(folder.bundle))
+            leave_bundle(folder, summary)
+            write_report(folder.report, summary, shown_scene(place, folder.steps))
+            summary.write(folder.summary)
     print_summary(summary)
     print(f"bundle: {folder.bundle}\nreport: {folder.report}\nsummary: {folder.summary}")
     return summary
@@ -59,16 +59,11 @@ def run(recipe: Recipe, out: Path | None = None, *, same_only: bool = False) -> 
 
 def leave_bundle(folder: RunFolder, summary: Summary) -> None:
     """Copies the checked bundle to its place, with the run's metrics in its manifest."""
-    source = Bundle.open(bundle_of(folder.steps, ENGINES))
     metrics = {
         name: {"mAP": variant.mAP, "NDS": variant.NDS, "gflops": variant.gflops, "params": variant.params}
         for name, variant in summary.variants.items()
     }
-    manifest = dataclasses.replace(source.manifest, metrics=metrics)
-    with atomic_path(folder.bundle) as draft:
-        shutil.copytree(source.folder, draft)
-        write_text(draft / MANIFEST_FILE, to_text(manifest))
-    Bundle.open(folder.bundle)
+    copy_bundle(bundle_of(folder.steps, ENGINES), folder.bundle, metrics=metrics, recipe=summary.recipe)
 
 
 def shown_scene(place: Workplace, steps: Path) -> Scene:

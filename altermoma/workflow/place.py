@@ -34,7 +34,11 @@ class Workplace:
             return cached_world(scenes=data.synth_scenes, seed=data.synth_seed)
         root = Path(data.root)
         if not root.is_dir():
-            raise DataError(f"no data at {root}", expected="a nuScenes folder", remedy="check --data")
+            raise DataError(
+                f"no data at {root}",
+                expected=f"a nuScenes folder with {data.version}/ beside samples/ and sweeps/",
+                remedy="check --data; without it the synthetic world is used",
+            )
         return root
 
     @cached_property

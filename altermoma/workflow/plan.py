@@ -56,13 +56,10 @@ def plan(place: Workplace) -> tuple[Step, ...]:
     """All steps of a run; nothing is computed yet but the hashes of the inputs."""
     recipe = place.recipe
     parts: dict[str, Any] = recipe.to_dict()
-    weights = sha256_of(place.checkpoint)
-    source = {
-        "recipe": {key: value for key, value in parts["data"].items() if key != "root"},
-        "tables": data_key(place.root, recipe.data.version) if recipe.data.root else "",
-    }
-    model = {"model": recipe.model, "weights": weights}
+    source, model = data_inputs(place), model_inputs(place)
     target = {"export": parts["export"], "engine": parts["engine"], "name": recipe.name}
+    # How far engines may be from torch is judged after all steps, on what they found.
+    baked = {name: value for name, value in parts.items() if name != "parity"}
     steps = _Steps(place)
     return (
         Step(name="data", title="Data", inputs=source, needs=(), run=steps.data),
@@ -81,7 +78,7 @@ def plan(place: Workplace) -> tuple[Step, ...]:
             needs=("data",),
             run=steps.export_dense,
         ),
-        Step(name=EXPORT, title="Export", inputs=parts, needs=("finetune",), run=steps.export),
+        Step(name=EXPORT, title="Export", inputs=baked, needs=("finetune",), run=steps.export),
         Step(
             name=ENGINES, title="Engines", inputs=engines.environment(recipe.engine), needs=(EXPORT,), run=steps.engines
         ),
@@ -100,6 +97,18 @@ def plan(place: Workplace) -> tuple[Step, ...]:
             run=steps.bench,
         ),
     )
+
+
+def data_inputs(place: Workplace) -> dict[str, Any]:
+    """What the frames of a run are, wherever they lie."""
+    data = place.recipe.data
+    asked = {key: value for key, value in dataclasses.asdict(data).items() if key != "root"}
+    return {"recipe": asked, "tables": data_key(place.root, data.version) if data.root else ""}
+
+
+def model_inputs(place: Workplace) -> dict[str, Any]:
+    """What the dense model of a run is."""
+    return {"model": place.recipe.model, "weights": sha256_of(place.checkpoint)}
 
 
 class _Steps:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from altermoma.errors import StorageError
 from altermoma.progress import say
@@ -68,15 +69,17 @@ def open_run(
         if out is not None or not (path / "run.json").is_file():
             _claim(path, stack)
         run = RunFolder(path=path)
-        if not (path / "run.json").is_file() or read_json(path / "run.json").get("key") != key:
-            if same_only:
-                raise StorageError(
-                    f"{path} was made by another version of the program, or its data or weights have changed",
-                    expected="a run that this program would make again as it is",
-                    remedy=f"keep its report, or do it again: altermoma-export ... --out {path}",
-                )
+        record = {"key": key, "recipe": recipe.to_dict()}
+        found = _record_of(path / "run.json")
+        if found.get("key") != key and same_only:
+            raise StorageError(
+                f"{path} was made by another version of the program, or its data or weights have changed",
+                expected="a run that this program would make again as it is",
+                remedy=f"keep its report, or do it again: altermoma-export ... --out {path}",
+            )
+        if found != record:
             _drop_results(run)
-            write_json(path / "run.json", {"key": key, "recipe": recipe.to_dict()})
+            write_json(path / "run.json", record)
         yield run
 
 
@@ -87,7 +90,14 @@ def recipe_of(path: Path) -> Recipe:
         raise StorageError(
             f"{path} is no run folder", expected="a folder with run.json", remedy="give the --out of a run"
         )
-    return from_dict(Recipe, read_json(marker)["recipe"])
+    record = read_json(marker)
+    if not isinstance(record, dict) or not isinstance(record.get("recipe"), dict):
+        raise StorageError(
+            f"{marker} names no recipe",
+            expected="the record of a run",
+            remedy=f"do the run again: altermoma-export --recipe FILE --out {path}",
+        )
+    return from_dict(Recipe, record["recipe"])
 
 
 def _fresh(runs: Path, name: str) -> Path:
@@ -102,20 +112,20 @@ def _fresh(runs: Path, name: str) -> Path:
 def _unfinished(key: str, runs: Path, stack: contextlib.ExitStack) -> Path | None:
     """The newest run of this key that has no summary yet and that no other process works in; locked."""
     for marker in sorted(runs.glob("*/run.json"), key=lambda path: path.stat().st_mtime, reverse=True):
-        if (marker.parent / "summary.json").is_file() or _key_of(marker) != key:
+        if (marker.parent / "summary.json").is_file() or _record_of(marker).get("key") != key:
             continue
-        if _lock(marker.parent, stack):
+        if lock(marker.parent, stack):
             return marker.parent
     return None
 
 
-def _key_of(marker: Path) -> str | None:
-    """The key of a run; None where its marker is damaged, which must not stop other runs."""
+def _record_of(marker: Path) -> dict[str, Any]:
+    """Key and recipe of a run; empty where its marker is missing or damaged, which must not stop this or other runs."""
     try:
         found = read_json(marker)
     except StorageError:
-        return None
-    return found.get("key") if isinstance(found, dict) else None
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _drop_results(run: RunFolder) -> None:
@@ -139,11 +149,16 @@ def _claim(path: Path, stack: contextlib.ExitStack) -> None:
         )
     with storage_errors(path):
         path.mkdir(parents=True, exist_ok=True)
-    if not _lock(path, stack):
-        raise StorageError(f"another run works in {path}", remedy="wait for it, or give another --out")
+    if not lock(path, stack):
+        raise StorageError(
+            f"another run works in {path}",
+            expected="a folder that no other process works in",
+            remedy="wait for it, or give another --out",
+        )
 
 
-def _lock(path: Path, stack: contextlib.ExitStack) -> bool:
+def lock(path: Path, stack: contextlib.ExitStack) -> bool:
+    """Locks a folder until the stack closes; False where another process has it. The system frees a dead one's."""
     with storage_errors(path):
         stream = stack.enter_context((path / ".lock").open("w"))
     try:

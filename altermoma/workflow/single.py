@@ -1,23 +1,67 @@
-"""The steps of the one-shot as commands of their own, without a run folder."""
+"""The steps of the one-shot as commands of their own, without a run folder, and as resumable as there."""
 
 from __future__ import annotations
 
-import tempfile
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from altermoma.deploy.bundle import MANIFEST_FILE, Bundle, check_replaceable, copy_bundle
 from altermoma.deploy.pipeline import Backend
+from altermoma.errors import StorageError
+from altermoma.progress import busy, say
 from altermoma.recipe import Recipe
-from altermoma.storage import write_bytes
+from altermoma.storage import cache_folder, check_writable, content_key, sha256_of, write_bytes
 from altermoma.workflow import accuracy
+from altermoma.workflow.accuracy import DETECTIONS_FILE
 from altermoma.workflow.compress import PRUNED_FILE, prune_model, with_target_widths
+from altermoma.workflow.keys import code_version
 from altermoma.workflow.place import Workplace
-from altermoma.workflow.plan import precisions_of
+from altermoma.workflow.plan import data_inputs, model_inputs, precisions_of
+from altermoma.workflow.runs import lock
+from altermoma.workflow.steps import Record, Step, run_steps, step_keys
 
 if TYPE_CHECKING:
     from altermoma.models.fusion import FusionModel
 
 MODEL_FILE = "model.safetensors"
+UNFINISHED = "unfinished"
+"""Folder of the cache that holds the work of killed commands until they are run again."""
+
+
+@contextlib.contextmanager
+def unfinished(
+    name: str, title: str, inputs: dict[str, Any], run: Callable[[Path], Record]
+) -> Iterator[tuple[Path, Record]]:
+    """Does one step in a folder of the cache; yields it and the record, and removes it then.
+
+    The folder is named by the step's key: the same command, killed and given again, goes on in it.
+
+    Args:
+        name: of the step.
+        title: what the user reads while it runs.
+        inputs: JSON-serialisable, everything that decides the result.
+        run: does the work in the folder that it is given.
+
+    Raises:
+        StorageError: another process does the same.
+    """
+    step = Step(name=name, title=title, inputs=inputs, needs=(), run=lambda folder, _: run(folder))
+    code = code_version()
+    place = cache_folder() / UNFINISHED / f"{name}-{content_key(step_keys([step], code))}"
+    with contextlib.ExitStack() as stack:
+        check_writable(place / name)
+        if not lock(place, stack):
+            raise StorageError(
+                f"another process does the same in {place}", expected="one at a time", remedy="wait for it"
+            )
+        if (place / name).is_dir():
+            say(f"continuing what an earlier command left in {place}")
+        result = run_steps([step], place, code)[name]
+        yield place / name, result.record
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def train_model(recipe: Recipe, folder: Path, *, from_scratch: bool = False) -> Path:
@@ -25,9 +69,12 @@ def train_model(recipe: Recipe, folder: Path, *, from_scratch: bool = False) -> 
     from altermoma.checkpoints.io import describe, save_checkpoint
     from altermoma.training.loop import train
 
-    place = Workplace(recipe)
-    model = _seeded(place) if from_scratch else place.dense_model()
-    result = train(model, place.train, recipe.finetune, folder=folder)
+    check_writable(folder / MODEL_FILE)
+    with busy("Opening data and model"):
+        place = Workplace(recipe)
+        model = _seeded(place) if from_scratch else place.dense_model()
+        frames = place.train
+    result = train(model, frames, recipe.finetune, folder=folder)
     metadata = describe(result.model, recipe.model) | {"recipe": recipe.to_dict()}
     save_checkpoint(folder / MODEL_FILE, result.model.state_dict(), metadata)
     return folder / MODEL_FILE
@@ -44,29 +91,58 @@ def _seeded(place: Workplace) -> FusionModel:
 
 def prune_to_file(recipe: Recipe, file: Path) -> Path:
     """Scores and prunes; returns the file of pruned weights."""
-    with tempfile.TemporaryDirectory(prefix="altermoma-prune-") as folder:
-        prune_model(Workplace(with_target_widths(recipe)), Path(folder))
-        write_bytes(file, (Path(folder) / PRUNED_FILE).read_bytes())
+    if file.is_dir():
+        remedy = f"give --out {file / PRUNED_FILE}"
+        raise StorageError(f"{file} is a folder", expected="a file to write", remedy=remedy)
+    check_writable(file)
+    place = Workplace(with_target_widths(recipe))
+    with busy("Reading the tables"):
+        inputs = {"data": data_inputs(place), "prune": place.recipe.to_dict()["prune"], **model_inputs(place)}
+    with unfinished("prune", "Pruning", inputs, lambda folder: prune_model(place, folder)) as (work, _):
+        write_bytes(file, (work / PRUNED_FILE).read_bytes())
     return file
 
 
 def export_to_bundle(recipe: Recipe, folder: Path) -> Path:
     """Exports the recipe's checkpoint; returns the bundle folder."""
-    from altermoma.workflow.graphs import export_bundle
-
+    check_replaceable(folder)
+    check_writable(folder)
     place = Workplace(recipe)
-    export_bundle(place, place.dense_model(), precisions_of(recipe), folder, {})
+    with busy("Reading the tables"):
+        inputs = {"data": data_inputs(place), "recipe": recipe.to_dict(), **model_inputs(place)}
+
+    def export(work: Path) -> Record:
+        from altermoma.workflow.graphs import export_bundle
+
+        return export_bundle(place, place.dense_model(), precisions_of(recipe), work / "bundle", {})
+
+    with unfinished("export", "Export", inputs, export) as (work, _):
+        copy_bundle(work / "bundle", folder)
     return folder
 
 
 def evaluate_checkpoint(recipe: Recipe) -> dict[str, Any]:
     """Metrics of the recipe's checkpoint in torch."""
     place = Workplace(recipe)
-    with tempfile.TemporaryDirectory(prefix="altermoma-eval-") as folder:
-        return accuracy.evaluate_torch(place, place.dense_model(), Path(folder))
+    with busy("Reading the tables"):
+        inputs = {"data": data_inputs(place), **model_inputs(place)}
+
+    def evaluate(work: Path) -> Record:
+        return accuracy.evaluate_torch(place, place.dense_model(), work)
+
+    with unfinished("eval", "Evaluation", inputs, evaluate) as (_, metrics):
+        return metrics
 
 
 def evaluate_bundle(recipe: Recipe, bundle: Path, backend: Backend, precision: str) -> dict[str, Any]:
     """Metrics of a bundle's graphs or engines."""
-    with tempfile.TemporaryDirectory(prefix="altermoma-eval-") as folder:
-        return accuracy.evaluate_engine(Workplace(recipe), bundle, backend, precision, Path(folder) / "detections.npz")
+    place = Workplace(recipe)
+    Bundle.open(bundle).stages(precision)
+    with busy("Reading the tables"):
+        inputs = {"data": data_inputs(place), "bundle": sha256_of(bundle / MANIFEST_FILE), "run": [backend, precision]}
+
+    def evaluate(work: Path) -> Record:
+        return accuracy.evaluate_engine(place, bundle, backend, precision, work / DETECTIONS_FILE)
+
+    with unfinished("eval", "Evaluation", inputs, evaluate) as (_, metrics):
+        return metrics

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from altermoma.errors import StorageError
-from altermoma.progress import say
+from altermoma.progress import busy, say
 from altermoma.storage import WRITE_ONLY, content_key, read_json, storage_errors, write_json
 
 Record = dict[str, Any]
@@ -100,7 +100,7 @@ def _perform(step: Step, place: Path, key: str, records: Records) -> StepResult:
     _prepare(place, key)
     say(f"{step.title} ...")
     started = time.monotonic()
-    with storage_errors(place, only=WRITE_ONLY):
+    with busy(step.title), storage_errors(place, only=WRITE_ONLY):
         record = step.run(place, records)
     spent = time.monotonic() - started
     result = StepResult(key=key, record=record, seconds=spent, peak_memory_mib=peak_memory_mib(), reused=False)

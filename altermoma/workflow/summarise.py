@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from altermoma.deploy.benchmark import FRAME
-from altermoma.recipe import Recipe
+from altermoma.errors import ExportError
+from altermoma.recipe import ParityRecipe, Recipe
 from altermoma.report.summary import (
     BoxParity,
     Difference,
@@ -26,9 +27,6 @@ from altermoma.workflow.steps import Records, StepResult, peak_memory_mib
 from altermoma.workflow.versions import versions
 
 EMULATED = "fp16 is emulated on the CPU: right for accuracy, meaningless for latency, so none is given"
-BOX_TOLERANCE, MAP_TOLERANCE = 1e-3, 2e-3
-"""What engines may differ from torch by without a note: m, rad or m/s; and mAP, 0 to 1."""
-
 BUSY = 1.6
 """Load per processor above which latencies are not to be trusted; the steps before leave up to 1.3."""
 _RUNTIME_TITLES = {"onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT", "torch": "torch"}
@@ -42,6 +40,9 @@ def summarise(recipe: Recipe, results: Mapping[str, StepResult], started: float,
         results: of all steps.
         started: time.monotonic() at the start of this process's work.
         bundle: the bundle's path, for the command to run on the target.
+
+    Raises:
+        ExportError: an engine that is farther from torch than the recipe allows.
     """
     records = {name: result.record for name, result in results.items()}
     reduction = 1 - records["prune"]["flops_after"]["total"] / records["prune"]["flops_before"]["total"]
@@ -55,6 +56,10 @@ def summarise(recipe: Recipe, results: Mapping[str, StepResult], started: float,
             for engine in engines
         },
     }
+    parity = {engine.variant: _parity(records, engine) for engine in engines}
+    drifts = [line for engine in engines for line in drift(engine, parity[engine.variant].boxes, recipe.parity)]
+    if drifts and recipe.parity.beyond == "error":
+        raise _beyond(drifts, recipe.parity)
     seconds = {name: round(result.seconds, 2) for name, result in results.items()}
     overhead = max(0.0, time.monotonic() - started - sum(r.seconds for r in results.values() if not r.reused))
     seconds["bundle-and-report"] = round(overhead, 2)
@@ -65,7 +70,7 @@ def summarise(recipe: Recipe, results: Mapping[str, StepResult], started: float,
         variants=variants,
         flops_reduction=reduction,
         realised_share=_shares(latency, reduction),
-        parity={engine.variant: _parity(records, engine) for engine in engines},
+        parity=parity,
         engines=_engines(recipe, records["engines"], bundle),
         channels=_channels(records["prune"]),
         versions=versions(),
@@ -73,10 +78,7 @@ def summarise(recipe: Recipe, results: Mapping[str, StepResult], started: float,
         seconds={**seconds, "total": round(sum(seconds.values()), 2)},
         peak_memory_mib=round(max(peak_memory_mib(), *(result.peak_memory_mib for result in results.values())), 1),
         recipe=recipe.to_dict(),
-        notes=(
-            *_notes(records),
-            *(note for engine in engines for note in drift(engine, _parity(records, engine).boxes)),
-        ),
+        notes=(*_notes(records), *drifts),
     )
 
 
@@ -175,17 +177,28 @@ def _notes(records: Records) -> tuple[str, ...]:
     return (*busy(records["bench"]["conditions"]), *(f"lint: {finding}" for finding in sorted(findings)))
 
 
-def drift(engine: Engine, boxes: BoxParity) -> tuple[str, ...]:
-    """A warning where an engine's answers leave torch's: fp32 box by box, lower precisions in mAP."""
+def drift(engine: Engine, boxes: BoxParity, allowed: ParityRecipe) -> tuple[str, ...]:
+    """A line where an engine's answers leave torch's: fp32 box by box, lower precisions in mAP."""
     if engine.precision == "fp32":
-        fine = boxes.matched == 1.0 and boxes.max_difference <= BOX_TOLERANCE
+        fine = boxes.matched == 1.0 and boxes.max_difference <= allowed.fp32_boxes
     else:
-        fine = abs(boxes.mAP_difference) <= MAP_TOLERANCE
+        fine = abs(boxes.mAP_difference) <= allowed.fp16_map
     if fine:
         return ()
     return (
         f"{engine.variant} drifts from torch: {boxes.matched:.1%} of the boxes found, at most "
         f"{boxes.max_difference:.2g} apart, mAP {100 * boxes.mAP_difference:+.2f} points",
+    )
+
+
+def _beyond(drifts: list[str], allowed: ParityRecipe) -> ExportError:
+    return ExportError(
+        "engines do not answer as torch does over the validation split:\n  " + "\n  ".join(drifts),
+        expected=f"fp32: all boxes, at most {allowed.fp32_boxes:g} apart; "
+        f"fp16: mAP within {100 * allowed.fp16_map:g} points",
+        remedy="name the layers that lose precision in fp32_nodes of the stage contract, or export fp32; to have the "
+        'bundle all the same, set beyond = "note" below [parity] in the recipe and give the same --out again: what is '
+        "done is kept",
     )
 
 

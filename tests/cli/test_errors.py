@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -108,8 +109,8 @@ def test_impossible_recipe_values_are_named(run: Run, tmp_path: Path, recipe: st
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (("--prune-flops", "1.0"), "prune.amount = 1.0"),
-        (("--prune-channels", "-0.1"), "prune.amount = -0.1"),
+        (("--prune-flops", "1.0"), "--prune-flops 1"),
+        (("--prune-channels", "-0.1"), "--prune-channels -0.1"),
         (("--prune-flops", "0.5", "--prune-params", "0.5"), "--prune-flops and --prune-params together"),
         (("--target", "orin"), "no target 'orin'"),
         (("--recipe", "absent.toml"), "no recipe at absent.toml"),
@@ -209,8 +210,59 @@ def test_an_interrupted_run_says_how_to_go_on(run: Run, monkeypatch: pytest.Monk
         raise KeyboardInterrupt
 
     monkeypatch.setattr("altermoma.workflow.oneshot.run", interrupted)
-    code, _ = run("altermoma-export")
-    assert code in {1, 130}
+    code, text = run("altermoma-export")
+    assert code == 130
+    assert text == "stopped; run the same command again to continue\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "found"),
+    [
+        (("data", "synth", "--seed", "-1", "--out", "world"), "seed -1"),
+        (("data", "synth", "--scenes", "0", "--out", "world"), "not 0"),
+        (("data", "synth", "--out", "full"), "full is not an empty folder"),
+        (("prune", "--out", "full"), "full is a folder"),
+        (("prune", "--out", "/proc/pruned.safetensors"), "cannot write /proc/pruned.safetensors"),
+        (("prune", "--out", "full/file/pruned.safetensors"), "cannot write full/file/pruned.safetensors"),
+        (("export", "--out", "full"), "full exists and is no bundle"),
+        (("export", "--out", "full/file"), "full/file exists and is no bundle"),
+        (("train", "--out", "full/file"), "cannot write full/file"),
+        (("eval", "--bundle", "full"), "full is no bundle"),
+        (("report", "full"), "full is no run folder"),
+        (("data", "info", "full/file"), "no version folder"),
+    ],
+)
+def test_odd_outputs_and_inputs_end_at_once(run: Run, tmp_path: Path, command: tuple[str, ...], found: str) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("something of the user's")
+    code, text = run("altermoma", *command)
+    assert code == 1
+    assert found in text
+    assert "Expected: " in text
+    assert "What to do: " in text
+    assert (tmp_path / "full" / "file").read_text() == "something of the user's"
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"recipe": {"nmae": "x"}}'])
+def test_a_damaged_run_record_is_named(run: Run, tmp_path: Path, content: str) -> None:
+    (tmp_path / "broken").mkdir()
+    write(tmp_path / "broken" / "run.json", content)
+    code, text = run("altermoma", "report", "broken")
+    assert code in {1, 2}
+    assert "run.json" in text or "nmae" in text
+    assert "What to do: " in text
+
+
+def test_a_file_that_may_not_be_read_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/data/LIDAR_TOP/x.pcd.bin")
+
+    monkeypatch.setattr("altermoma.workflow.oneshot.run", refused)
+    code, text = run("altermoma-export")
+    assert code == 1
+    assert "cannot use /data/LIDAR_TOP/x.pcd.bin: Permission denied" in text
+    assert "What to do: " in text
 
 
 def test_vehicle_commands_do_without_torch(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tensorrt_double import VERSIONS, TensorRtDouble
 from tiny_bundle import toy_bundle
 
 from altermoma.deploy.bundle import Bundle
@@ -19,3 +20,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture
 def copied(bundle: Bundle, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundle.folder, tmp_path / "bundle"))
+
+
+@pytest.fixture(params=VERSIONS)
+def trt(request: pytest.FixtureRequest) -> TensorRtDouble:
+    """A stand-in of every released version whose names lie beside the checkout."""
+    return TensorRtDouble(request.param)

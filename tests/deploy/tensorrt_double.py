@@ -21,10 +21,13 @@ import onnxruntime
 API = Path(__file__).resolve().parents[3] / "shared" / "tensorrt" / "api"
 """Names of eight released versions beside the checkout; tests that need them are skipped where they are missing."""
 
+VERSIONS = sorted(path.stem for path in API.glob("*.json"))
+
 _ARROW = re.compile(r"^\((?P<arguments>.*)\)(?: -> (?P<result>.*))?$", re.DOTALL)
 _BRACKETED = re.compile(r"\[[^\[\]]*\]|<[^<>]*>|\([^()]*\)")
 
 
+@functools.cache
 def signature(text: str) -> tuple[list[tuple[str, bool]], str]:
     """Arguments after self as (name, has a default), and the result's type."""
     found = _ARROW.match(text)
@@ -47,14 +50,19 @@ class TensorRtDouble(SimpleNamespace):
 
     def __init__(self, version: str) -> None:
         super().__init__()
-        api = read_api(version)
+        self._api = api = read_api(version)
         self.calls: list[tuple[str, str, tuple[Any, ...]]] = []
         self.answers: dict[tuple[str, str], Callable[..., Any]] = {}
         self.__version__ = api["version"]
-        for name, members in api["enums"].items():
-            setattr(self, name, enum.IntEnum(name, members))
-        for name, record in api["classes"].items():
-            setattr(self, name, self._class(name, record))
+
+    def __getattr__(self, name: str) -> Any:
+        """Enums and classes are made when they are asked for: most tests touch a few of hundreds."""
+        if name.startswith("_") or name not in {**self._api["enums"], **self._api["classes"]}:
+            raise AttributeError(f"TensorRT {self.__version__} has no {name}")
+        enums = self._api["enums"]
+        made = enum.IntEnum(name, enums[name]) if name in enums else self._class(name, self._api["classes"][name])
+        setattr(self, name, made)
+        return made
 
     def called(self, owner: str, method: str) -> list[tuple[Any, ...]]:
         return [arguments for found, name, arguments in self.calls if (found, name) == (owner, method)]
@@ -145,6 +153,18 @@ LAYER_OF = {
     "fp16": "Channel major FP16 format where channel % 8 == 0",
     "int8": "Four wide channel vectorized row major Int8 format",
 }
+
+
+def built_in(trt: TensorRtDouble, *precisions: str) -> None:
+    """Lets builds succeed with layers of these precisions."""
+    report = inspector_report(_version(trt), *precisions)
+    trt.answers[("EngineInspector", "get_engine_information")] = lambda *_: report
+    trt.answers[("IBuilderConfig", "add_optimization_profile")] = lambda *_: 0
+
+
+def _version(trt: TensorRtDouble) -> tuple[int, int]:
+    major, minor = trt.__version__.split(".")[:2]
+    return int(major), int(minor)
 
 
 def inspector_report(version: tuple[int, int], *precisions: str) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from tensorrt_double import API, TensorRtDouble
+from tensorrt_double import VERSIONS, TensorRtDouble
 from tensorrt_network import attach_parser, onnx_types, report_of
 from tiny_bundle import stage_graph
 
@@ -21,7 +21,6 @@ from altermoma.deploy.tensorrt_islands import require_islands
 from altermoma.deploy.tensorrt_precision import Islands, find_islands, trace_network
 from altermoma.errors import EngineError
 
-VERSIONS = sorted(p.stem for p in API.glob("*.json"))
 INSPECTED = [(8, 5), (8, 6), (10, 3), (11, 4)]
 
 pytestmark = pytest.mark.skipif(not VERSIONS, reason="no TensorRT API files beside the checkout")
@@ -119,11 +118,6 @@ def built(trt: TensorRtDouble, graph: bytes, stage: StageRecord, precision: Any,
 def pins(layers: list[Any]) -> dict[str, str]:
     """Precision by first output, of the layers that got one."""
     return {layer.outs[0].name: layer._precision.name for layer in layers if hasattr(layer, "_precision")}
-
-
-@pytest.fixture(params=VERSIONS)
-def trt(request: pytest.FixtureRequest) -> TensorRtDouble:
-    return TensorRtDouble(request.param)
 
 
 @pytest.fixture(params=[v for v in VERSIONS if v.startswith("8.")])

@@ -57,20 +57,54 @@ def test_drift_of_a_shuffled_proposal_is_found() -> None:
     assert found[3].mean_abs == pytest.approx(0.25 / 20, rel=1e-5)
 
 
+def listed(strong: int, cut: float) -> Arrays:
+    """Proposals of which the first few have a score of 1 in their class, and the others one at the cut."""
+    tensors = proposals()
+    tensors["score"][...] = 0.0
+    tensors["score"][0, tensors["labels"][0], np.arange(20)] = np.where(np.arange(20) < strong, 1.0, cut)
+    return tensors
+
+
 @pytest.mark.parametrize("change", ["label", "place"])
-def test_lost_proposals_fail_once_their_score_counts(change: str) -> None:
-    expected = proposals()
-    expected["score"][..., :] = 0.01
-    expected["score"][..., :4] = 1.0
-    for lost, passes in ((slice(4, 10), True), (slice(0, 2), False)):
+@pytest.mark.parametrize("side", ["lost", "found"])
+def test_only_ties_with_the_cut_may_be_lost(change: str, side: str) -> None:
+    """Ten weak ones at the cut may be exchanged, a strong one never, on whichever side it is missing."""
+    expected = listed(strong=10, cut=0.001)
+    for lost, passes in ((slice(10, 20), True), (slice(9, 10), False)):
         actual = {name: array.copy() for name, array in expected.items()}
         if change == "label":
-            actual["labels"][:, lost] = 9
+            turned = (actual["labels"][:, lost] + 1) % 3
+            own = actual["score"][0, actual["labels"][0], np.arange(20)]
+            actual["labels"][:, lost] = turned
+            actual["score"][...] = 0.0
+            actual["score"][0, actual["labels"][0], np.arange(20)] = own
         else:
             actual["position"][:, 0, lost] += 1.2
-        found = compare_stage("stage", HEAD, expected, actual, 1e-6)
+        before, after = (expected, actual) if side == "lost" else (actual, expected)
+        found = compare_stage("stage", HEAD, before, after, 1e-6)
         assert all(item.passed is passes for item in found)
         assert found[0].matched < 1
+        assert (found[0].above_cut > 0.9) is not passes
+
+
+def test_a_proposal_just_above_the_tolerance_over_the_cut_may_not_be_lost() -> None:
+    expected = listed(strong=10, cut=0.0)
+    expected["score"][0, expected["labels"][0, 15], 15] = 0.02
+    actual = {name: array.copy() for name, array in expected.items()}
+    actual["position"][:, 0, 15] += 1.2
+    assert [compare_stage("stage", HEAD, expected, actual, tolerance)[0].passed for tolerance in (0.03, 0.01)] == [
+        True,
+        False,
+    ]
+
+
+def test_many_ties_at_once_are_no_rounding() -> None:
+    expected = listed(strong=0, cut=0.5)
+    actual = {name: array.copy() for name, array in expected.items()}
+    actual["position"][:, 0, :5] += 1.2
+    (item, *_) = compare_stage("stage", HEAD, expected, actual, 1e-6)
+    assert item.above_cut == 0.0
+    assert not item.passed
 
 
 def test_figures_are_what_they_say() -> None:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from altermoma.errors import ExportError, RecipeError
 from altermoma.export.contract import ModelContract, parse_contract
 from altermoma.export.parity import open_session, run_session
-from altermoma.export.to_onnx import eval_mode, export_stage
+from altermoma.export.to_onnx import export_stage
+from altermoma.models.modes import eval_mode
 from altermoma.models.stages import StageModule
 from altermoma.ops.functional import gather_conv, rows_to_bev
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,6 +39,8 @@ checkpoint_every = 1
 [export]
 fp32_tolerance = 1.0
 fp16_tolerance = 1.0
+[parity]
+beyond = "note"
 [bench]
 frames = 1
 rounds = 1
@@ -152,6 +155,24 @@ def test_killed_anywhere_and_run_again_gives_the_same(finished: Path, command: l
     for name in SAME_FILES:
         assert sha256_of(out / "steps" / name) == sha256_of(finished / "steps" / name), name
     assert figures(out) == figures(finished)
+
+
+@pytest.mark.slow
+def test_engines_beyond_the_tolerance_end_the_run_without_a_bundle(
+    finished: Path, command: list[str], tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "strict"))
+    strict = tmp_path / "strict.toml"
+    strict.write_text(RECIPE.replace('beyond = "note"', "fp32_boxes = 1e-30"))
+    changed = [str(strict) if word.endswith("tiny.toml") else word for word in command]
+    done = subprocess.run([*changed, str(out)], check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "engines do not answer as torch does" in done.stderr
+    assert 'beyond = "note"' in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not {"bundle", "summary.json", "report.html"} & {path.name for path in out.iterdir()}
+    kept = done.stderr.count("done before, kept")
+    assert kept == len(list((out / "steps").iterdir()))
 
 
 def boxes(*rows: tuple[float, float, float, float, int]) -> Boxes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from altermoma.recipe import Precision
+from altermoma.recipe import ParityRecipe, Precision
 from altermoma.report.summary import BoxParity
 from altermoma.workflow.plan import Engine
 from altermoma.workflow.summarise import busy, drift
@@ -43,4 +43,4 @@ def test_an_engine_that_leaves_torch_comes_with_a_warning(
     boxes = BoxParity(
         frames=1, boxes=9, matched=matched, max_difference=apart, max_score_difference=0, mAP_difference=mean_precision
     )
-    assert bool(drift(engine, boxes)) == warned
+    assert bool(drift(engine, boxes, ParityRecipe())) == warned

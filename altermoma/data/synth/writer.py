@@ -61,14 +61,18 @@ def write_world(
         raise DataError(
             f"{root} is not an empty folder",
             expected="a new folder",
-            remedy="Choose another place or remove what is there.",
+            remedy="choose another place or remove what is there",
         )
     if keyframes < 1 or jobs < 1:
         raise DataError(f"{keyframes} key frames, {jobs} jobs", expected="at least 1 of each")
+    if seed < 0:
+        raise DataError(f"seed {seed}", expected="0 or more", remedy="choose another seed")
     try:
         chosen = tuple(names) if names is not None else scene_names(scenes)
     except ValueError as error:
-        raise DataError(str(error), remedy="Ask for fewer scenes or give the names.") from error
+        raise DataError(
+            str(error), expected="a number that the scene names suffice for", remedy="ask for fewer scenes, at least 1"
+        ) from error
     if len(set(chosen)) < len(chosen):
         raise DataError("a scene is named twice", expected="distinct names")
     with atomic_path(root) as folder:

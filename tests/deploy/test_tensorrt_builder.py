@@ -1,0 +1,186 @@
+"""The builder against the names of eight released versions, without a GPU."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorrt_double import API, VERSIONS, TensorRtDouble, built_in
+
+from altermoma.deploy import tensorrt_backend, tensorrt_builder
+from altermoma.deploy.bundle import Bundle
+from altermoma.deploy.tensorrt_api import network_flags, numpy_name, version_of
+from altermoma.deploy.tensorrt_builder import BuildOptions, build_engine, engine_key
+from altermoma.errors import EngineError
+
+DEPLOY = Path(tensorrt_backend.__file__).parent
+
+pytestmark = pytest.mark.skipif(not VERSIONS, reason="no TensorRT API files beside the checkout")
+
+
+def refuse_flags_with_strong_typing(trt: TensorRtDouble) -> None:
+    """On 10.x setting FP16 beside STRONGLY_TYPED is an error of the builder."""
+
+    def set_flag(_: Any, flag: Any) -> None:
+        assert isinstance(flag, trt.BuilderFlag)
+        assert version_of(trt) < (10, 0) or flag.name not in {"FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS"}
+
+    trt.answers[("IBuilderConfig", "set_flag")] = set_flag
+
+
+def options_for(trt: TensorRtDouble, precision: Any) -> BuildOptions:
+    late = version_of(trt) >= (8, 6)
+    return BuildOptions(
+        precision=precision,
+        sparsity="2:4",
+        workspace_mib=512,
+        optimization_level=4 if late else -1,
+        version_compatible=late,
+        hardware_compatible=late,
+    )
+
+
+def test_the_stand_in_refuses_what_a_version_lacks() -> None:
+    new, old = TensorRtDouble("11.4.0.106"), TensorRtDouble("8.5.2.2")
+    config = new.Builder(None).create_builder_config()
+    for lacking in (
+        lambda: new.BuilderFlag.FP16,
+        lambda: old.BuilderFlag.VERSION_COMPATIBLE,
+        lambda: new.Builder(None).build_engine,
+        lambda: setattr(config, "max_workspace_size", 1),
+        lambda: setattr(config, "num_optimization_profiles", 1),
+        lambda: old.HardwareCompatibilityLevel,
+    ):
+        with pytest.raises(AttributeError):
+            lacking()
+    with pytest.raises(TypeError, match="no overload"):
+        config.set_memory_pool_limit(1)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_builder_uses_only_what_each_version_has(trt: TensorRtDouble, bundle: Bundle, precision: str) -> None:
+    built_in(trt, "fp32", *([precision] if precision != "fp32" else []))
+    refuse_flags_with_strong_typing(trt)
+    stage = bundle.stages("fp32")["lidar"]
+    built = build_engine(trt, bundle.graph(stage), stage, options_for(trt, precision), timing_cache=b"old")
+    assert built.plan == b"host"
+    assert precision in built.layers.counts
+    flags = {flag.name for (flag,) in trt.called("IBuilderConfig", "set_flag")}
+    weak = version_of(trt) < (10, 0)
+    assert ("FP16" in flags) == (weak and precision != "fp32")
+    assert ("INT8" in flags) == (weak and precision == "int8")
+    assert "SPARSE_WEIGHTS" in flags
+    assert [flag.name for (flag,) in trt.called("IBuilderConfig", "clear_flag")] == ["TF32"]
+    assert trt.called("IBuilderConfig", "set_memory_pool_limit") == [(trt.MemoryPoolType.WORKSPACE, 512 << 20)]
+    assert trt.called("IBuilderConfig", "create_timing_cache") == [(b"old",)]
+    shapes = {call[0]: call[1:] for call in trt.called("IOptimizationProfile", "set_shape")}
+    assert shapes["voxels"] == ((1, 5), (200, 5), (4000, 5))
+    assert "bev_table" not in shapes
+
+
+def test_network_flags_by_name(trt: TensorRtDouble) -> None:
+    wanted = {8: 1 << 0, 10: 1 << 1, 11: 1 << 0}[version_of(trt)[0]]
+    assert network_flags(trt) == wanted
+
+
+def test_static_stage_needs_no_profile(trt: TensorRtDouble, bundle: Bundle) -> None:
+    built_in(trt, "fp32")
+    stage = bundle.stages("fp32")["camera"]
+    build_engine(trt, bundle.graph(stage), stage, BuildOptions(precision="fp32"))
+    assert not trt.called("Builder", "create_optimization_profile")
+
+
+def test_options_that_a_version_lacks_are_errors(bundle: Bundle) -> None:
+    trt = TensorRtDouble("8.5.2.2")
+    built_in(trt, "fp32")
+    stage = bundle.stages("fp32")["head"]
+    for change in ({"optimization_level": 3}, {"version_compatible": True}, {"hardware_compatible": True}):
+        options = dataclasses.replace(BuildOptions(precision="fp32"), **change)  # type: ignore[arg-type]
+        with pytest.raises(EngineError, match=r"TensorRT 8\.5\.2"):
+            build_engine(trt, b"", stage, options)
+
+
+def test_parser_errors_name_the_node(trt: TensorRtDouble, bundle: Bundle) -> None:
+    error_class = "ParserError" if hasattr(trt, "ParserError") else "IParserError"
+    trt.answers |= {
+        ("OnnxParser", "parse"): lambda *_: False,
+        ("OnnxParser", "num_errors"): lambda _: 1,
+        ("OnnxParser", "get_error"): lambda *_: trt.make(error_class),
+        (error_class, "desc"): lambda _: "unsupported operator Unique",
+        (error_class, "node"): lambda _: 42,
+        (error_class, "node_name"): lambda _: "Unique_42",
+    }
+    with pytest.raises(EngineError, match=r"node (Unique_)?42: unsupported operator Unique"):
+        build_engine(trt, b"", bundle.stages("fp32")["head"], BuildOptions(precision="fp32"))
+
+
+def test_failed_build_tells_the_builders_message(trt: TensorRtDouble, bundle: Bundle) -> None:
+    def fail(_: Any, network: Any, config: Any) -> None:
+        logger = trt.called("Builder", "__init__")[0][0]
+        logger.log(trt.ILogger.Severity.ERROR, "out of memory in tactic 7")
+
+    trt.answers[("Builder", "build_serialized_network")] = fail
+    trt.answers[("IBuilderConfig", "add_optimization_profile")] = lambda *_: 0
+    with pytest.raises(EngineError, match="out of memory in tactic 7") as caught:
+        build_engine(trt, b"", bundle.stages("fp32")["lidar"], BuildOptions(precision="fp32"))
+    assert "workspace_mib" in caught.value.remedy
+
+
+def test_key_changes_with_everything_an_engine_depends_on() -> None:
+    base = {"onnx_sha256": "a", "options": BuildOptions(precision="fp16"), "tensorrt": "10.3.0", "device": "Orin"}
+    changes = {"onnx_sha256": "b", "options": BuildOptions(precision="fp32"), "tensorrt": "10.4", "device": "Thor"}
+    keys = {engine_key(**{**base, name: value}) for name, value in changes.items()}  # type: ignore[arg-type]
+    assert len(keys | {engine_key(**base)}) == 5  # type: ignore[arg-type]
+
+
+def test_key_changes_with_the_code_that_builds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A plan of yesterday's builder must not pass for today's."""
+
+    def key() -> str:
+        tensorrt_builder.builder_revision.cache_clear()
+        return engine_key("a", BuildOptions(precision="fp16"), tensorrt="10.3.0", device="Orin")
+
+    before = key()
+    for path in DEPLOY.glob("tensorrt_*.py"):
+        shutil.copy(path, tmp_path)
+    monkeypatch.setattr(tensorrt_builder, "__file__", str(tmp_path / "tensorrt_builder.py"))
+    assert key() == before
+    with (tmp_path / "tensorrt_islands.py").open("a") as stream:
+        stream.write("# another rule\n")
+    assert key() != before
+    monkeypatch.setattr("altermoma.__version__", "99")
+    changed = key()
+    monkeypatch.undo()
+    assert len({before, changed, key()}) == 2
+
+
+def test_every_name_of_the_optional_lookups_exists_somewhere() -> None:
+    """Names given to `member` and `required` are strings, which no type checker sees."""
+    known: set[str] = set()
+    for version in VERSIONS:
+        api = json.loads((API / f"{version}.json").read_text())
+        known |= {n for members in api["enums"].values() for n in members} | set(api["classes"]) | set(api["enums"])
+        known |= {n for c in api["classes"].values() for n in (*c["methods"], *c.get("props", {}))}
+    asked: set[str] = set()
+    for path in DEPLOY.glob("tensorrt_*.py"):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if (
+                isinstance(call, ast.Call)
+                and isinstance(call.func, ast.Name)
+                and call.func.id in {"member", "required"}
+            ):
+                asked |= {a.value for a in call.args[1:2] if isinstance(a, ast.Constant)}
+    assert {"VERSION_COMPATIBLE", "HardwareCompatibilityLevel", "node_name"} <= asked
+    assert asked <= known
+
+
+def test_types_by_name(trt: TensorRtDouble) -> None:
+    assert numpy_name(trt, trt.DataType.HALF) == "float16"
+    assert numpy_name(trt, trt.DataType.INT32) == "int32"
+    with pytest.raises(EngineError, match="type"):
+        numpy_name(trt, "no type")

@@ -1,0 +1,52 @@
+"""What the engine inspector of each version says about the layers that were built."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tensorrt_double import inspector_report
+
+from altermoma.deploy.tensorrt_inspect import read_layers, require_precision
+from altermoma.errors import EngineError
+
+
+@pytest.mark.parametrize(
+    ("asked", "found", "good"),
+    [
+        ("fp32", ("fp32",), True),
+        ("fp32", ("fp32", "fp16"), False),
+        ("fp16", ("fp32", "fp16"), True),
+        ("fp16", ("fp32",), False),
+        ("int8", ("fp16", "fp32"), False),
+        ("int8", ("int8", "fp16"), True),
+        ("fp16", (), False),
+    ],
+)
+@pytest.mark.parametrize("version", [(8, 6), (10, 3), (11, 4)])
+def test_engine_of_another_precision_is_an_error(
+    asked: str, found: tuple[str, ...], good: bool, version: tuple[int, int]
+) -> None:
+    layers = read_layers(inspector_report(version, *found), [])
+    if good:
+        require_precision("camera", asked, layers)
+        return
+    with pytest.raises(EngineError, match="camera"):
+        require_precision("camera", asked, layers)
+
+
+def test_inspector_of_names_only_cannot_be_verified() -> None:
+    with pytest.raises(EngineError, match="does not tell"):
+        require_precision("camera", "fp32", read_layers(json.dumps({"Layers": ["conv1", "conv2"]}), []))
+    with pytest.raises(EngineError, match="cannot be read"):
+        read_layers("no json", [])
+
+
+def test_sparse_layers_are_read_from_the_log() -> None:
+    log = [
+        "INFO: (Sparsity) Layers eligible for sparse math: conv1, conv2",
+        "INFO: (Sparsity) TRT inference plan picked sparse implementation for layers: conv2",
+    ]
+    layers = read_layers(inspector_report((10, 3), "fp16"), log)
+    assert layers.sparse_eligible == ("conv1", "conv2")
+    assert layers.sparse_picked == ("conv2",)
