@@ -60,7 +60,18 @@ def test_shrunk_equals_masked(name: str) -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_shrunk_equals_masked_in_float32(name: str) -> None:
-    config = CONFIGS[name]
+    check_in_float32(CONFIGS[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LARGE)
+def test_shrunk_equals_masked_at_full_size(name: str) -> None:
+    config = PRESETS[name]
+    image = dataclasses.replace(config.geometry.image, resize=None)
+    check_in_float32(dataclasses.replace(config, geometry=dataclasses.replace(config.geometry, image=image)))
+
+
+def check_in_float32(config: ModelConfig) -> None:
     model, batch = fusion_model(config), frame_batch(config.geometry)
     groups = fusion_groups(model)
     keep = random_keep(groups, 7)

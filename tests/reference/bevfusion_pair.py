@@ -115,22 +115,25 @@ class Comparison:
         bev = self.theirs.pts_neck(levels)[0]
         yield Row(stage="BEV neck", error=relative(self.ours.pts_neck(list(levels)), bev))
         self._spread(bev)
-        predictions = self.theirs.bbox_head([bev], None)
-        labels = self.theirs.bbox_head.query_labels
-        yield from self._head(self.ours.bbox_head(bev), predictions[0][0], labels, "head")
-        yield from self._head(self.ours(batch), predictions[0][0], labels, "whole frame")
+        cells: dict[str, Tensor] = {}
+        hook = self.theirs.bbox_head.decoder[0].register_forward_pre_hook(
+            lambda _, __, named: cells.update(positions=named["query_pos"]), with_kwargs=True
+        )
+        (other,) = self.theirs.bbox_head([bev], None)[0]
+        hook.remove()
+        proposals = torch.cat([self.theirs.bbox_head.query_labels[..., None], cells["positions"]], dim=2)[0]
+        yield from self._head(self.ours.bbox_head(bev), other, proposals, "head")
+        yield from self._head(self.ours(batch), other, proposals, "whole frame")
 
     def _spread(self, bev: Tensor) -> None:
-        """Scales the head's last layers, of both, to outputs of size 1: random ones saturate, and proposals tie."""
-        shared = self.theirs.bbox_head.shared_conv(bev)
-        seen: dict[str, float] = {"heatmap_head": float(self.theirs.bbox_head.heatmap_head(shared).std())}
-        for name, value in self.theirs.bbox_head([bev], None)[0][0].items():
-            seen[name] = float(value.std())
+        """Scales the last layers of both heads to outputs of up to 4: random ones saturate, so that proposals tie."""
+        found = self.theirs.bbox_head([bev], None)[0][0]
+        sizes = {name: float(value.abs().max()) / 4.0 for name, value in found.items()}
         for head in (self.theirs.bbox_head, self.ours.bbox_head):
-            head.heatmap_head[1].weight.div_(seen["heatmap_head"])
+            head.heatmap_head[1].weight.div_(sizes["dense_heatmap"])
             for name in (*BRANCHES, "heatmap"):
-                size = 1.0 if name == "center" else seen[name]
-                child(head.prediction_heads[0], name)[1].weight.div_(size)
+                # Centres hold the cell's position already.
+                child(head.prediction_heads[0], name)[1].weight.div_(1.0 if name == "center" else sizes[name])
 
     def _view(self, neck: Tensor, points: Tensor, batch: Any) -> Iterator[Row]:
         lift, seen = self.theirs.view_transform, {}
@@ -204,25 +207,17 @@ class Comparison:
         yield Row(stage="sparse encoder", error=relative(self.ours.lidar_branch(batch), lidar_bev))
         return lidar_bev  # type: ignore[return-value]
 
-    def _head(self, own: Any, other: dict[str, Tensor], labels: Tensor, name: str) -> Iterator[Row]:
+    def _head(self, own: Any, other: dict[str, Tensor], proposals: Tensor, name: str) -> Iterator[Row]:
+        """`proposals`: class and cell of each of the reference's, [P, 3]."""
         yield Row(stage=f"{name}, heatmap", error=relative(own.dense_heatmap, other["dense_heatmap"]))
-        pairs = self._same_proposals(own, other, labels)
-        note = f"{pairs.shape[1]} of {labels.shape[1]} proposals alike"
+        ours = torch.cat([own.query_labels[..., None], own.query_positions], dim=2)[0]
+        pairs = (ours[:, None] == proposals).all(-1).nonzero().T
+        note = f"{pairs.shape[1]} of {len(proposals)} proposals alike"
         for branch in (*BRANCHES, "heatmap"):
             values = getattr(own, branch)[0][:, pairs[0]], other[branch][0][:, pairs[1]]
-            yield Row(stage=f"{name}, {branch}", error=relative(*values), note=note)
+            yield Row(stage=f"{name}, {branch} of proposals", error=relative(*values), note=note)
         if name == "head":
             yield from self._boxes(own, other)
-
-    def _same_proposals(self, own: Any, other: dict[str, Tensor], labels: Tensor) -> Tensor:
-        """Numbers of the proposals of equal class at equal cells: ours, theirs."""
-        # The reference keeps no cells: a proposal's scores at its cell, of the class it was taken for, identify it.
-        theirs = other["query_heatmap_score"][0].gather(0, labels)[0]
-        ours = own.query_scores[0].gather(0, own.query_labels)[0]
-        near = (ours[:, None] - theirs).abs() <= 1e-5 * theirs
-        near &= own.query_labels[0][:, None] == labels[0]
-        alone = (near.sum(1) == 1)[:, None] & (near.sum(0) == 1)
-        return (near & alone).nonzero().T
 
     def _boxes(self, own: Any, other: dict[str, Tensor]) -> Iterator[Row]:
         from mmdet3d.structures import LiDARInstance3DBoxes
@@ -249,14 +244,19 @@ class Comparison:
 
 def cells_of_products(tables: list[Tensor], products: int) -> Tensor:
     """The cell that each product of depth weight and pixel feature is summed into, -1 where into none."""
-    first, _, *sums = (table.long() for table in tables)
-    chain = [first, *sums]
-    cells = torch.arange(len(chain[-1]))
-    for table, entries in zip(chain[::-1], [len(t) for t in chain[-2::-1]] + [products], strict=True):
-        below = torch.full((entries + 1,), -1)
-        below[table] = cells[:, None].expand_as(table)
-        cells = below[:entries]
-    return cells
+    first, *middle, last = (table.long() for table in tables)
+    columns, runs, _ = first.shape
+    ends = torch.tensor([columns * runs, *(len(table) for table in middle)]).cumsum(0).tolist()
+    cell_of_row = torch.full((ends[-1] + 1,), -1)
+    cell_of_row[last] = torch.arange(len(last))[:, None].expand_as(last)
+    for table, start, stop in reversed(list(zip(middle, ends[:-1], ends[1:], strict=True))):
+        own = cell_of_row[start:stop]
+        # "None" is the number of rows that there are before this table's sums.
+        filled = table < start
+        cell_of_row[table[filled]] = own[:, None].expand_as(table)[filled]
+    found = torch.full((products + 1,), -1)
+    found[first] = cell_of_row[: columns * runs].reshape(columns, runs, 1).expand_as(first)
+    return found[:products]
 
 
 def child(parent: Any, name: str) -> Any:

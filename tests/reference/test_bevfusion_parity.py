@@ -24,6 +24,8 @@ LOOSE = {
     "BEV pooling, all cells": 2e-2,
 }
 TOLERANCE = 1e-4
+WHOLE = 1e-3
+"""With those pixels and points, and proposals that change places with near ties."""
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +54,8 @@ def test_every_stage_equals_mmdet3ds(preset: str, checkout: Path, real_nuscenes:
     report(preset, rows)
     assert len(rows) > 20
     for row in rows:
-        if not row.stage.startswith("whole frame"):
-            assert row.error <= LOOSE.get(row.stage, TOLERANCE), row
+        tolerance = WHOLE if row.stage.startswith("whole frame") else TOLERANCE
+        assert row.error <= LOOSE.get(row.stage, tolerance), row
 
 
 def report(preset: str, rows: list[Row]) -> None:
