@@ -224,7 +224,9 @@ class Comparison:
 
         names = ("query_labels", "query_scores", *BRANCHES, "heatmap")
         (ours,) = decode({name: getattr(own, name).numpy() for name in names}, self.ours.config.geometry)
-        (theirs,) = self.theirs.bbox_head.predict_by_feat([[dict(other)]], [{"box_type_3d": LiDARInstance3DBoxes}])
+        # Their decoding writes into the predictions.
+        kept = {name: value.clone() for name, value in other.items()}
+        (theirs,) = self.theirs.bbox_head.predict_by_feat([[kept]], [{"box_type_3d": LiDARInstance3DBoxes}])
         boxes, scores = theirs.bboxes_3d.tensor.clone(), theirs.scores_3d
         boxes[:, 2] += boxes[:, 5] / 2
         order = scores.argsort(descending=True, stable=True)

@@ -24,8 +24,8 @@ LOOSE = {
     "BEV pooling, all cells": 2e-2,
 }
 TOLERANCE = 1e-4
-WHOLE = 1e-3
-"""With those pixels and points, and proposals that change places with near ties."""
+WHOLE = 1e-2
+"""With those pixels and points; a near tie that enters the proposals changes what the others attend to."""
 
 
 @pytest.fixture(scope="module")
