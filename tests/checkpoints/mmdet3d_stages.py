@@ -80,3 +80,38 @@ def _lidar(ours: FusionModel, theirs: Any) -> tuple[Tensor, Tensor]:
     voxels = torch.randn(len(cells), geometry.point_features)
     batch_xyz = torch.from_numpy(np.pad(cells, ((0, 0), (1, 0)))).int()
     return ours.pts_middle_encoder(voxels, tables, 1), theirs.pts_middle_encoder(voxels, batch_xyz, 1)
+
+
+def random_sample(theirs: Any, image_hw: tuple[int, int]) -> tuple[dict[str, Any], list[Any]]:
+    """One frame of six cameras looking around, a random cloud and three boxes, as mmdet3d's `loss` takes it."""
+    from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
+    from mmengine.structures import InstanceData
+
+    height, width = image_hw
+    cam2img = np.diag([width / 2.0, width / 2.0, 1.0, 1.0]).astype(np.float32)
+    cam2img[:2, 2] = width / 2, height / 2
+    lidar2cam = []
+    for view in range(6):
+        sine, cosine = np.sin(view * np.pi / 3), np.cos(view * np.pi / 3)
+        lidar2cam.append(np.array([[sine, -cosine, 0, 0], [0, 0, -1, 0], [cosine, sine, 0, 0], [0, 0, 0, 1]]))
+    sample = Det3DDataSample()
+    sample.set_metainfo(
+        {
+            "lidar2img": np.stack([cam2img @ pose for pose in lidar2cam]),
+            "cam2img": np.stack([cam2img] * 6),
+            "cam2lidar": np.stack([np.linalg.inv(pose) for pose in lidar2cam]),
+            "img_aug_matrix": np.stack([np.eye(4)] * 6),
+            "lidar_aug_matrix": np.eye(4),
+            "box_type_3d": LiDARInstance3DBoxes,
+        }
+    )
+    boxes = torch.tensor(
+        [[8.0, 3, -1, 4, 2, 1.5, 0.3, 1, 0], [-6, 5, -1, 1, 1, 1.8, 0, 0, 1], [2, -9, -1, 7, 3, 3, 1, 0, 0]]
+    )
+    truth = InstanceData()
+    truth.bboxes_3d, truth.labels_3d = LiDARInstance3DBoxes(boxes, box_dim=9), torch.tensor([0, 8, 1])
+    sample.gt_instances_3d = truth
+    points = torch.rand(4000, 5) * torch.tensor([40.0, 40.0, 4.0, 255.0, 0.5]) - torch.tensor(
+        [20.0, 20.0, 3.0, 0.0, 0.0]
+    )
+    return {"imgs": torch.randn(1, 6, 3, height, width), "points": [points]}, [sample]

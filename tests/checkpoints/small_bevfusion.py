@@ -18,7 +18,6 @@ from altermoma.models.config import (
 )
 from altermoma.models.fusion import FusionModel
 from altermoma.models.presets import NUSCENES
-from altermoma.models.rebuild import load_by_shape
 from altermoma.pruning.groups import fusion_groups
 from altermoma.pruning.surgery import shrink
 
@@ -59,30 +58,12 @@ def small_model(config: ModelConfig = SMALL) -> FusionModel:
     return model.eval()
 
 
-def pruned_model() -> FusionModel:
+def pruned_model(config: ModelConfig = SMALL) -> FusionModel:
     """A different share of every channel group gone, of many an odd number."""
-    model = small_model()
+    model = small_model(config)
     groups = fusion_groups(model)
     keep = {}
     for index, group in enumerate(groups):
         count = max(2, group.width - 1 - index % (group.width // 2))
         keep[group.name] = torch.randperm(group.width)[:count].sort().values
     return shrink(model, groups, keep).eval()
-
-
-def pruned_swin() -> FusionModel:
-    """Heads of 4 query and key and 6 value dimensions, feed-forward networks of 24 channels."""
-    model = small_model(SMALL_SWIN)
-    state = model.state_dict()
-    for name, tensor in state.items():
-        if name.endswith("w_msa.qkv.weight"):
-            block, channels = name.removesuffix("attn.w_msa.qkv.weight"), tensor.shape[1]
-            heads = state[block + "attn.w_msa.relative_position_bias_table"].shape[1]
-            state[name] = torch.randn(heads * (4 + 4 + 6), channels) / 4
-            state[name.replace("weight", "bias")] = torch.randn(heads * (4 + 4 + 6))
-            state[block + "attn.w_msa.proj.weight"] = torch.randn(channels, heads * 6) / 4
-            state[block + "ffn.layers.0.0.weight"] = torch.randn(24, channels) / 4
-            state[block + "ffn.layers.0.0.bias"] = torch.randn(24)
-            state[block + "ffn.layers.1.weight"] = torch.randn(channels, 24) / 4
-    load_by_shape(model, state)
-    return model.eval()

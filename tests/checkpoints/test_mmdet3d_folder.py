@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from foreign_files import tiny_model
-from small_bevfusion import SMALL, SMALL_SWIN, pruned_model, pruned_swin, small_model
+from small_bevfusion import SMALL, SMALL_SWIN, pruned_model, small_model
 
 from altermoma.checkpoints.convert import load_foreign
 from altermoma.checkpoints.mmdet3d.fields import plain
@@ -28,7 +28,7 @@ MODELS: dict[str, tuple[Callable[[], FusionModel], ModelConfig, bool]] = {
     "dense": (small_model, SMALL, False),
     "pruned": (pruned_model, SMALL, True),
     "dense Swin": (lambda: small_model(SMALL_SWIN), SMALL_SWIN, False),
-    "pruned Swin": (pruned_swin, SMALL_SWIN, True),
+    "pruned Swin": (lambda: pruned_model(SMALL_SWIN), SMALL_SWIN, True),
 }
 
 

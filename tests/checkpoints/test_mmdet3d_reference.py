@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from mmdet3d_stages import build_mmdet3d, stages
-from small_bevfusion import SMALL_SWIN, pruned_model, pruned_swin, small_model
+from mmdet3d_stages import build_mmdet3d, random_sample, stages
+from small_bevfusion import SMALL_SWIN, pruned_model, small_model
 
 from altermoma.checkpoints.convert import load_foreign
 from altermoma.checkpoints.mmdet3d.read_config import read_file
@@ -28,7 +28,7 @@ MODELS = {
     "dense": small_model,
     "pruned": pruned_model,
     "dense Swin": lambda: small_model(SMALL_SWIN),
-    "pruned Swin": pruned_swin,
+    "pruned Swin": lambda: pruned_model(SMALL_SWIN),
 }
 
 
@@ -59,6 +59,30 @@ def test_mmdet3d_computes_what_we_compute_from_a_written_folder(kind: str, proje
         assert float((own - other).abs().max()) <= 1e-5 * scale, stage
         compared += 1
     assert compared == 18
+
+
+@pytest.mark.parametrize("kind", ["pruned", "pruned Swin"])
+def test_mmdet3d_trains_a_written_folder(
+    kind: str, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss, a gradient for every parameter that is trained, and pipelines that can be built."""
+    if not torch.cuda.is_available():  # spconv asks for a stream on a CPU too
+        monkeypatch.setattr("spconv.pytorch.ops.get_current_stream", lambda: 0)
+    from mmdet3d.registry import TRANSFORMS
+    from mmengine.config import Config
+
+    model = MODELS[kind]()
+    write_mmdet3d(model, tmp_path, sweeps=10)
+    theirs = build_mmdet3d(tmp_path).train()
+    image = model.config.geometry.image
+    losses = theirs.loss(*random_sample(theirs, (image.height, image.width)))
+    theirs.parse_losses(losses)[0].backward()
+    trained = {name: parameter for name, parameter in theirs.named_parameters() if parameter.requires_grad}
+    assert [name for name, parameter in trained.items() if parameter.grad is None] == []
+    assert {name: p.shape for name, p in trained.items()} == {name: p.shape for name, p in model.named_parameters()}
+    for pipeline in ("train_pipeline", "test_pipeline"):
+        for step in Config.fromfile(tmp_path / "config.py", import_custom_modules=False)[pipeline]:
+            TRANSFORMS.build(step)
 
 
 def test_the_official_configuration_and_its_checkpoint_are_the_preset(project: Path, tmp_path: Path) -> None:
