@@ -9,7 +9,7 @@ import torch
 
 from altermoma.errors import PruningError
 from altermoma.pruning.channels import PARTITIONS, Aggregation, ChannelGroup, ChannelVectors
-from altermoma.pruning.indicators import ChannelTerms, ScoringData, deci, reri
+from altermoma.pruning.indicators import ChannelTerms, ScoringData, Terms, deci, reri
 from altermoma.pruning.masking import MASKS, MASKS_OF, Batch, LossFunction, Masked, bind
 from altermoma.recipe import Partition
 
@@ -44,13 +44,26 @@ def measure(
     redundancy: ScoringData,
     options: AlterEvaOptions,
 ) -> Indicators:
+    """`measure_terms` of channels, aggregated as the options say. `groups`: channel groups to score."""
+    terms = ChannelTerms(model, groups, options.aggregation)
+    return measure_terms(model, terms, loss_fn, contribution, redundancy, options)
+
+
+def measure_terms(
+    model: torch.nn.Module,
+    terms: Terms,
+    loss_fn: LossFunction,
+    contribution: Sequence[Batch],
+    redundancy: ScoringData,
+    options: AlterEvaOptions,
+) -> Indicators:
     """Runs Algorithm 1 up to the scores: both masks, each from the initial parameters, which come back bit for bit.
 
     Costs len(contribution) + 2 * (B + 2 * len(redundancy.terms)) forward-backward passes; masked ones are cheaper.
 
     Args:
         model: the trained dense model.
-        groups: channel groups to score.
+        terms: of what is scored.
         loss_fn: the task loss.
         contribution: batches that estimate DeCI.
         redundancy: batches of ReRI, and where a killed process left off with both.
@@ -60,8 +73,7 @@ def measure(
         PruningError: a loss or gradient that is not finite, or frozen parameters.
     """
     loss = bind(model, loss_fn)
-    terms = ChannelTerms(model, groups, options.aggregation)
-    needed = {masked for group in groups for masked in MASKS_OF[group.partition]}
+    needed = {masked for group in terms.groups for masked in MASKS_OF[group.partition]}
     return Indicators(
         deci=deci(model, loss, contribution, terms, redundancy.kept) if options.alpha else {},
         reri={

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,24 @@ class ScoringData:
     reactivation: Sequence[Batch]
     terms: Sequence[Batch]
     kept: Kept = field(default_factory=Kept)
+
+
+class Terms(Protocol):
+    """First-order terms of what is scored: channels, or single elements.
+
+    Attributes:
+        groups: what is scored, with a partition and a width each.
+        parameters: that gradients are needed of.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    parameters: tuple[Tensor, ...]
+
+    def zeros(self) -> ChannelVectors:
+        """One zero for each channel."""
+
+    def magnitude(self, theta: Mapping[str, Tensor], gradient: Sequence[Tensor]) -> ChannelVectors:
+        """|term| of every channel: `theta` by name, one gradient per entry of `parameters`."""
 
 
 class ChannelTerms:
@@ -66,16 +85,13 @@ class ChannelTerms:
             for member in members:
                 self._slices.setdefault(member.tensor, []).append((group, member))
         self.names = tuple(self._slices)
-        self.parameters = tuple(trainable[name] for name in self.names)
+        self.parameters: tuple[Tensor, ...] = tuple(trainable[name] for name in self.names)
+
+    def zeros(self) -> ChannelVectors:
+        return {group.name: torch.zeros(group.width, dtype=torch.float64) for group in self.groups}
 
     def magnitude(self, theta: Mapping[str, Tensor], gradient: Sequence[Tensor]) -> ChannelVectors:
-        """|term| of every channel.
-
-        Args:
-            theta: initial parameters by name.
-            gradient: one per entry of `names`.
-        """
-        total = {group.name: torch.zeros(group.width, dtype=torch.float64) for group in self.groups}
+        total = self.zeros()
         for name, slope in zip(self.names, gradient, strict=True):
             term = theta[name].detach() * slope
             if self.aggregation == "element":
@@ -94,12 +110,12 @@ def _per_channel(term: Tensor, member: Slice, width: int) -> Tensor:
 
 
 def deci(
-    model: nn.Module, loss: Loss, batches: Sequence[Batch], terms: ChannelTerms, kept: Kept | None = None
+    model: nn.Module, loss: Loss, batches: Sequence[Batch], terms: Terms, kept: Kept | None = None
 ) -> ChannelVectors:
     """DeCI (eq. 4-6): first-order terms at the initial parameters, nothing masked, summed over batches."""
     kept = kept or Kept()
     done, found = kept.load("deci")
-    total = found or _zeros(terms)
+    total = found or terms.zeros()
     with preserved(model) as theta:
         for batch in track(batches[done:], "Scores, nothing masked"):
             _add(total, terms.magnitude(theta, gradients(loss(batch, "none"), terms.parameters)))
@@ -108,9 +124,7 @@ def deci(
     return total
 
 
-def reri(
-    model: nn.Module, loss: Loss, data: ScoringData, terms: ChannelTerms, masked: Masked, lr: float
-) -> ChannelVectors:
+def reri(model: nn.Module, loss: Loss, data: ScoringData, terms: Terms, masked: Masked, lr: float) -> ChannelVectors:
     """ReRI (eq. 7-10) with one branch masked: |term before reactivation - term after it|, summed over `data.terms`.
 
     The gradient after reactivation is taken at the reactivated parameters and multiplied by the initial ones (eq. 9).
@@ -123,7 +137,7 @@ def reri(
     with preserved(model) as theta:
         _reactivate(model, loss, data, masked, lr)
         done, found = kept.load(f"reri-{masked}")
-        total = found or _zeros(terms)
+        total = found or terms.zeros()
         for batch in track(data.terms[done:], f"Scores, {masked} masked"):
             after = gradients(loss(batch, masked), terms.parameters)
             with _exchanged(model, theta):
@@ -162,10 +176,6 @@ def _exchanged(model: nn.Module, theta: Mapping[str, Tensor]) -> Iterator[None]:
         yield
     finally:
         swap()
-
-
-def _zeros(terms: ChannelTerms) -> ChannelVectors:
-    return {group.name: torch.zeros(group.width, dtype=torch.float64) for group in terms.groups}
 
 
 def _add(total: ChannelVectors, more: ChannelVectors) -> None:

@@ -11,12 +11,12 @@ from torch import nn
 from altermoma.errors import PruningError
 from altermoma.models.batch import FrameBatch
 from altermoma.progress import say
-from altermoma.pruning.altereva import AlterEvaOptions, altereva, measure
+from altermoma.pruning.altereva import AlterEvaOptions, altereva, measure_terms
 from altermoma.pruning.channels import ChannelGroup, ChannelVectors, Keep, select_groups
 from altermoma.pruning.costs import CostModel, channel_costs
 from altermoma.pruning.flops import FlopReport, count_flops, flop_costs, parameter_costs
 from altermoma.pruning.groups import fusion_groups
-from altermoma.pruning.indicators import ScoringData
+from altermoma.pruning.indicators import ChannelTerms, ScoringData, Terms
 from altermoma.pruning.kept import Kept
 from altermoma.pruning.masking import Batch, LossFunction
 from altermoma.pruning.selection import SelectionOptions, check_budget, keep_all, select
@@ -99,13 +99,43 @@ def prune(
             expected=f"{needed} or more",
             remedy="lower prune.score_batches and prune.reactivation_batches, or give more frames",
         )
+    plan = _plan(model, recipe, batches[0][0] if reference is None else reference)
+    scores = score(model, plan.scoped, batches, recipe, loss_fn, kept) if recipe.amount > 0 else {}
+    return _carried_out(plan, model, scores)
+
+
+def prune_by_scores(
+    model: ModelT, scores: ChannelVectors, recipe: PruneRecipe, reference: FrameBatch
+) -> PruneResult[ModelT]:
+    """Selects and removes channels by scores that `score` gave for the recipe's scope: several budgets, one scoring.
+
+    Raises:
+        PruningError: an unreachable budget, or scores of other channels.
+    """
+    return _carried_out(_plan(model, recipe, reference), model, scores)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What is known before anything is scored."""
+
+    recipe: PruneRecipe
+    frame: FrameBatch
+    groups: tuple[ChannelGroup, ...]
+    scoped: tuple[ChannelGroup, ...]
+    flops: FlopReport
+    cost: CostModel
+    options: SelectionOptions
+
+
+def _plan(model: nn.Module, recipe: PruneRecipe, frame: FrameBatch) -> _Plan:
+    """Groups and costs; a budget that cannot be met is an error here, before the scores are computed."""
     if recipe.channel_step < 1:
         raise PruningError("prune.channel_step = 0", expected="1 or more; 0 is for the target to fill in")
     groups = fusion_groups(model)
     scoped = select_groups(groups, recipe.scope)
-    frame = batches[0][0] if reference is None else reference
-    flops_before = count_flops(model, frame)
-    cost = _cost(model, groups, scoped, recipe, flops_before)
+    flops = count_flops(model, frame)
+    cost = _cost(model, groups, scoped, recipe, flops)
     options = SelectionOptions(
         amount=recipe.amount,
         step=recipe.channel_step,
@@ -114,23 +144,26 @@ def prune(
         method=recipe.selection,
     )
     check_budget(scoped, cost, options)
-    scores = score(model, scoped, batches, recipe, loss_fn, kept) if recipe.amount > 0 else {}
-    selection = select(scoped, scores, cost, options) if scores else keep_all(scoped)
-    smaller = shrink(model, groups, selection.keep)
-    flops_after = count_flops(smaller, frame)
-    before = {group.name: group.width for group in groups}
+    return _Plan(recipe=recipe, frame=frame, groups=groups, scoped=scoped, flops=flops, cost=cost, options=options)
+
+
+def _carried_out(plan: _Plan, model: ModelT, scores: ChannelVectors) -> PruneResult[ModelT]:
+    wanted = plan.recipe.amount > 0
+    selection = select(plan.scoped, scores, plan.cost, plan.options) if wanted else keep_all(plan.scoped)
+    smaller = shrink(model, plan.groups, selection.keep)
+    before = {group.name: group.width for group in plan.groups}
     result = PruneResult(
         model=smaller,
-        groups=groups,
+        groups=plan.groups,
         keep=selection.keep,
         scores=scores,
         widths_before=before,
         widths_after=before | dict(selection.widths),
-        flops_before=flops_before,
-        flops_after=flops_after,
+        flops_before=plan.flops,
+        flops_after=count_flops(smaller, plan.frame),
         params_before=sum(p.numel() for p in model.parameters()),
         params_after=sum(p.numel() for p in smaller.parameters()),
-        budget=recipe.budget,
+        budget=plan.recipe.budget,
         asked=selection.asked,
         got=selection.got,
     )
@@ -152,19 +185,31 @@ def score(
     kept: Kept | None = None,
 ) -> ChannelVectors:
     """AlterEva scores of the groups, with the recipe's batches and weights (see `prune`)."""
+    return score_terms(model, ChannelTerms(model, groups, recipe.aggregation), batches, recipe, loss_fn, kept)
+
+
+def score_terms(
+    model: nn.Module,
+    terms: Terms,
+    batches: Sequence[Batch],
+    recipe: PruneRecipe,
+    loss_fn: LossFunction,
+    kept: Kept | None = None,
+) -> ChannelVectors:
+    """AlterEva scores of channels or single elements, as the terms say."""
     reactivation = batches[: recipe.reactivation_batches]
     options = AlterEvaOptions(
         alpha=recipe.alpha, beta=recipe.beta, lr=recipe.reactivation_lr, aggregation=recipe.aggregation
     )
-    indicators = measure(
+    indicators = measure_terms(
         model,
-        groups,
+        terms,
         loss_fn,
         batches[: recipe.score_batches],
         ScoringData(reactivation=reactivation, terms=reactivation[-recipe.reri_batches :], kept=kept or Kept()),
         options,
     )
-    return altereva(groups, indicators, recipe.alpha, recipe.beta)
+    return altereva(terms.groups, indicators, recipe.alpha, recipe.beta)
 
 
 def _cost(
