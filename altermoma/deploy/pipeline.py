@@ -189,9 +189,14 @@ def choose_precision(bundle: Bundle, precision: str | None) -> str:
 
 def _nothing_seen(tensors: Arrays) -> bool:
     """Whether some level of the LiDAR branch has no row: then none after it has, and no cell gets a value."""
-    rows = {*LIDAR_ROWS.values(), "out_table"}
-    tables = [array for name, array in tensors.items() if name in rows or name.startswith("down_")]
-    return any(len(array) == 0 for array in tables)
+    whole = {*LIDAR_ROWS.values(), "out_table"}
+    rows = {name: len(array) for name, array in tensors.items() if name in whole}
+    for name, array in tensors.items():
+        if name.startswith("down_table_"):
+            # The segments of a level's rows; some may be empty.
+            level = name.rpartition("_")[0]
+            rows[level] = rows.get(level, 0) + len(array)
+    return 0 in rows.values()
 
 
 def _silent(runner: StageRunner) -> Arrays:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from altermoma.models.fusion import FusionModel
 
 Arrays = dict[str, NDArray[Any]]
-_SIZES = (5, 7, 11, 13, 17, 19, 23, 29)
+_SIZES = tuple(range(5, 125, 2))
 """Rows of the arrays a stage is traced with, one size per axis. The parity check runs the graph at the real frame's
 sizes, so that a size which tracing froze cannot pass."""
 

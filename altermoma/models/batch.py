@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from altermoma.geometry import Geometry
+from altermoma.ops.sparse_tables import segment_names
 
-Arrays = Mapping[str, NDArray[Any]]
+Array = NDArray[Any]
+Arrays = Mapping[str, Array]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,27 +33,12 @@ class FrameBatch:
         return FrameBatch(tensors={k: v.to(device) for k, v in self.tensors.items()}, size=self.size)
 
 
-def _row_source(name: str, geometry: Geometry) -> str | None:
-    """The graph input whose rows a table's entries count; None where the entries count no input's rows."""
-    if name.startswith("subm_table_"):
-        return name
-    if name.startswith("down_table_"):
-        return f"subm_table_{name.removeprefix('down_table_')}"
-    if geometry.lidar == "pillars":
-        return {"pillar_table": "points", "point_pillar": "pillar_table", "bev_table": "pillar_table"}.get(name)
-    return {"bev_table": "out_table", "out_table": f"subm_table_{geometry.lidar_levels}"}.get(name)
-
-
 def collate(frames: Sequence[Arrays], geometry: Geometry) -> FrameBatch:
     """Joins frames. Table entries are shifted to the joined rows; the zero row stays the one behind the last."""
     joined = _joined_pooling(frames, geometry) if "pool_depth" in frames[0] else {}
-    for name in frames[0]:
-        if name not in joined:
-            arrays = [frame[name] for frame in frames]
-            source = _row_source(name, geometry)
-            joined[name] = np.concatenate(
-                arrays if source is None else _shifted(arrays, [len(frame[source]) for frame in frames])
-            )
+    joined |= _joined_pillars(frames) if geometry.lidar == "pillars" else _joined_sparse(frames, geometry)
+    rest = {name: np.concatenate([frame[name] for frame in frames]) for name in frames[0] if name not in joined}
+    joined |= rest
     return FrameBatch(tensors={name: torch.from_numpy(joined[name]) for name in frames[0]}, size=len(frames))
 
 
@@ -89,3 +76,46 @@ def _joined_pooling(frames: Sequence[Arrays], geometry: Geometry) -> dict[str, N
         ]
         total = int(first[-1])
     return joined
+
+
+def _joined_pillars(frames: Sequence[Arrays]) -> dict[str, Array]:
+    """The tables of the pillar encoder, whose entries count points and pillars."""
+    sources = {"pillar_table": "points", "point_pillar": "pillar_table", "bev_table": "pillar_table"}
+    return {
+        name: np.concatenate(_shifted([frame[name] for frame in frames], [len(frame[source]) for frame in frames]))
+        for name, source in sources.items()
+    }
+
+
+def _joined_sparse(frames: Sequence[Arrays], geometry: Geometry) -> dict[str, Array]:
+    """Voxels and tables of the sparse encoder.
+
+    The rows of a level come by segment, those of all frames in each: the joined rows are segmented as one frame's are.
+    """
+    levels = geometry.lidar_levels
+    joined: dict[str, Array] = {}
+    for level in range(levels + 1):
+        subm = segment_names(f"subm_table_{level}")
+        counts = [[len(frame[name]) for name in subm] for frame in frames]
+        places = _places(counts)
+        readers = [*subm, *(segment_names(f"down_table_{level}") if level < levels else ("out_table",))]
+        joined |= {name: _mapped(frames, name, places) for name in readers}
+        if level == 0:
+            voxels = np.concatenate([frame["voxels"] for frame in frames])
+            joined["voxels"] = np.empty_like(voxels)
+            joined["voxels"][np.concatenate([place[:-1] for place in places])] = voxels
+    joined["bev_table"] = _mapped(frames, "bev_table", _places([[len(frame["out_table"])] for frame in frames]))
+    return joined
+
+
+def _places(counts_fs: Sequence[Sequence[int]]) -> list[NDArray[np.int32]]:
+    """For each frame the joined row of each of its rows and of its "none", given its rows per segment."""
+    counts = np.asarray(counts_fs)
+    starts = (np.cumsum(counts.T).reshape(counts.T.shape) - counts.T).T
+    within = [np.concatenate([np.arange(count) for count in frame]) for frame in counts]
+    rows = [np.repeat(start, count) + local for start, count, local in zip(starts, counts, within, strict=True)]
+    return [np.append(row, counts.sum()).astype(np.int32) for row in rows]
+
+
+def _mapped(frames: Sequence[Arrays], name: str, places: Sequence[NDArray[np.int32]]) -> Array:
+    return np.concatenate([place[frame[name]] for frame, place in zip(frames, places, strict=True)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 from altermoma.models.config import LidarConfig
 from altermoma.ops.functional import gather_conv, rows_to_bev, submanifold_conv
-from altermoma.ops.sparse_tables import SUBMANIFOLD, TO_BEV, Triple
+from altermoma.ops.sparse_tables import SUBMANIFOLD, TO_BEV, Triple, segment_names
 
 BN_EPS = 1e-3
+
+Tables = Sequence[Tensor]
+"""One table per segment of the output rows."""
 
 
 class GatherConv(nn.Module):
@@ -27,9 +30,9 @@ class GatherConv(nn.Module):
         # A submanifold neighbourhood is mostly empty, so fewer inputs than fan_in add up.
         nn.init.normal_(self.weight, std=math.sqrt(4.0 / fan_in))
 
-    def forward(self, rows: Tensor, table: Tensor) -> Tensor:
+    def forward(self, rows: Tensor, tables: Tables) -> Tensor:
         convolve = submanifold_conv if self.submanifold else gather_conv
-        return convolve(rows, table, self.weight)
+        return convolve(rows, tables, self.weight)
 
 
 class GatherConvUnit(nn.Sequential):
@@ -41,8 +44,8 @@ class GatherConvUnit(nn.Sequential):
             nn.BatchNorm1d(out_channels, eps=BN_EPS),
         )
 
-    def forward(self, rows: Tensor, table: Tensor) -> Tensor:  # type: ignore[override]
-        return F.relu(self[1](self[0](rows, table)))
+    def forward(self, rows: Tensor, tables: Tables) -> Tensor:  # type: ignore[override]
+        return F.relu(self[1](self[0](rows, tables)))
 
 
 class GatherBasicBlock(nn.Module):
@@ -55,9 +58,9 @@ class GatherBasicBlock(nn.Module):
         self.conv2 = GatherConv(width, width, SUBMANIFOLD.kernel, submanifold=True)
         self.bn2 = nn.BatchNorm1d(width, eps=BN_EPS)
 
-    def forward(self, rows: Tensor, table: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(rows, table)))
-        return F.relu(self.bn2(self.conv2(out, table)) + rows)
+    def forward(self, rows: Tensor, tables: Tables) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(rows, tables)))
+        return F.relu(self.bn2(self.conv2(out, tables)) + rows)
 
 
 class SparseEncoder(nn.Module):
@@ -81,10 +84,13 @@ class SparseEncoder(nn.Module):
         self.conv_out = GatherConvUnit(channels, config.channels, TO_BEV.kernel)
 
     def forward(self, voxels: Tensor, tables: Mapping[str, Tensor], batch_size: int) -> Tensor:
-        rows = self.conv_input(voxels, tables["subm_table_0"])
+        def segments(table: str) -> Tables:
+            return [tables[name] for name in segment_names(table)]
+
+        rows = self.conv_input(voxels, segments("subm_table_0"))
         for level, stage in enumerate(self.encoder_layers.values()):
             for unit in stage:  # type: ignore[attr-defined]
                 strided = isinstance(unit, GatherConvUnit)
-                rows = unit(rows, tables[f"down_table_{level}" if strided else f"subm_table_{level}"])
-        rows = self.conv_out(rows, tables["out_table"])
+                rows = unit(rows, segments(f"down_table_{level}" if strided else f"subm_table_{level}"))
+        rows = self.conv_out(rows, [tables["out_table"]])
         return rows_to_bev(rows, tables["bev_table"], self.bev_shape, batch_size)

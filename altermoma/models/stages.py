@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from altermoma.models.fusion import FusionModel
 from altermoma.models.head import BRANCHES
+from altermoma.ops.sparse_tables import segment_names
 
 
 class StageModule(nn.Module):
@@ -60,8 +61,8 @@ class LidarStage(StageModule):
         levels = model.config.geometry.lidar_levels
         self.inputs = (
             "voxels",
-            *(f"subm_table_{level}" for level in range(levels + 1)),
-            *(f"down_table_{level}" for level in range(levels)),
+            *(name for level in range(levels + 1) for name in segment_names(f"subm_table_{level}")),
+            *(name for level in range(levels) for name in segment_names(f"down_table_{level}")),
             "out_table",
             "bev_table",
         )

@@ -104,10 +104,40 @@ def list_cells(masks: U64, height: int, cells_3n: I32) -> None:
                     row += 1
 
 
-@compiled("void(uint64[:, ::1], int32[:, ::1], int64[:, ::1], int32[:, ::1], int32, int32[:, ::1])")
-def fill_table(masks: U64, firsts: I32, window_33: I64, outputs_3m: I32, none: int, table_mk: I32) -> None:
-    """For each output cell and window offset (z fastest) the row of the occupied cell there, or `none`."""
+@compiled("void(int32[:, ::1], uint64[:, ::1], int64[::1], int32[::1], int32[:, ::1])")
+def sort_rows(cells_3n: I32, masks: U64, counts_4: I64, ranks_n1: I32, sorted_3n: I32) -> None:
+    """Sorts rows by where their 3 x 3 x 3 neighbourhood is occupied: 1 below, 2 above, 3 both, 0 neither.
+
+    Writes how many rows are of each kind, the place of every row (and that of "none", the last, which stays) and the
+    cells in the new order.
+    """
+    rows = cells_3n.shape[1]
+    counts_4[:] = 0
+    for row in range(rows):
+        x, y, z = np.int64(cells_3n[0, row]), np.int64(cells_3n[1, row]), np.int64(cells_3n[2, row])
+        seen = np.uint64(0)
+        for i in range(x, x + 3):
+            for j in range(y, y + 3):
+                seen |= masks[i, j] >> np.uint64(z)
+        kind = np.int64(seen & np.uint64(1)) + 2 * np.int64((seen >> np.uint64(2)) & np.uint64(1))
+        ranks_n1[row] = kind
+        counts_4[kind] += 1
+    places = np.zeros(4, np.int64)
+    places[1:] = np.cumsum(counts_4)[:3]
+    for row in range(rows):
+        place = places[ranks_n1[row]]
+        places[ranks_n1[row]] += 1
+        ranks_n1[row] = place
+        for axis in range(3):
+            sorted_3n[axis, place] = cells_3n[axis, row]
+    ranks_n1[rows] = rows
+
+
+@compiled("void(uint64[:, ::1], int32[:, ::1], int32[::1], int64[:, ::1], int32[:, :], int32[:, ::1])")
+def fill_table(masks: U64, firsts: I32, ranks_n1: I32, window_33: I64, outputs_3m: I32, table_mk: I32) -> None:
+    """For each output cell and window offset (z fastest) the place of the occupied cell there, or that of "none"."""
     kernel, stride, padding = window_33
+    none = np.int64(len(ranks_n1) - 1)
     for output in range(outputs_3m.shape[1]):
         x = outputs_3m[0, output] * stride[0] - padding[0] + 1
         y = outputs_3m[1, output] * stride[1] - padding[1] + 1
@@ -120,7 +150,7 @@ def fill_table(masks: U64, firsts: I32, window_33: I64, outputs_3m: I32, none: i
                 for _ in range(kernel[2]):
                     there = np.int64(above & np.uint64(1))
                     # Without a branch, which would be mispredicted every other time.
-                    table_mk[output, entry] = none + (row - none) * there
+                    table_mk[output, entry] = ranks_n1[none + (row - none) * there]
                     row += there
                     above >>= np.uint64(1)
                     entry += 1

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from altermoma.ops.sparse_tables import SEGMENTS
 
 
 def with_zero_row(rows_nc: Tensor) -> Tensor:
@@ -15,53 +18,77 @@ def with_zero_row(rows_nc: Tensor) -> Tensor:
 
 
 def gather_rows(rows_nc: Tensor, table_mk: Tensor) -> Tensor:
-    """float [N, C], int [M, K] -> float [M, K, C]; entry N reads zeros.
+    """float [N, C], int [M, K] -> float [M, K, C]; entry N reads zeros."""
+    return _picked(with_zero_row(rows_nc), table_mk)
 
-    index_select instead of advanced indexing: its backward is one index_add, several times faster on CPU.
+
+def _picked(padded_nc: Tensor, table_mk: Tensor) -> Tensor:
+    # index_select instead of advanced indexing: its backward is one index_add, several times faster on CPU.
+    picked = padded_nc.index_select(0, table_mk.reshape(-1))
+    return picked.reshape(-1, table_mk.shape[1], padded_nc.shape[1])
+
+
+def gather_conv(rows_nc: Tensor, tables: Sequence[Tensor], weight_okc: Tensor) -> Tensor:
+    """Sparse convolution: float [N, C], int tables [M, K], weight [O, kx, ky, kz, C] -> float [sum of M, O].
+
+    Tables of less offsets than the kernel's are those of `SEGMENTS`.
     """
-    picked = with_zero_row(rows_nc).index_select(0, table_mk.reshape(-1))
-    return picked.reshape(-1, table_mk.shape[1], rows_nc.shape[1])
+    padded = with_zero_row(rows_nc)
+    parts = [
+        _picked(padded, table).reshape(-1, part[0].numel()) @ part.reshape(part.shape[0], -1).transpose(0, 1)
+        for table, part in zip(tables, _weights_of(tables, weight_okc), strict=True)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def gather_conv(rows_nc: Tensor, table_mk: Tensor, weight_okc: Tensor) -> Tensor:
-    """Sparse convolution: float [N, C], int [M, K], weight [O, kx, ky, kz, C] -> float [M, O]."""
-    out_channels, in_channels = weight_okc.shape[0], weight_okc.shape[-1]
-    offsets = weight_okc.shape[1] * weight_okc.shape[2] * weight_okc.shape[3]
-    neighbours = gather_rows(rows_nc, table_mk).reshape(-1, offsets * in_channels)
-    kernel = weight_okc.reshape(out_channels, offsets * in_channels).transpose(0, 1)
-    return neighbours @ kernel
+def _weights_of(tables: Sequence[Tensor], weight_okc: Tensor) -> list[Tensor]:
+    """The part of the kernel that each table's offsets are for."""
+    whole = weight_okc.shape[1] * weight_okc.shape[2] * weight_okc.shape[3]
+    if all(table.shape[1] == whole for table in tables):
+        return [weight_okc] * len(tables)
+    return [weight_okc[:, :, :, first:end] for first, end in SEGMENTS.values()]
 
 
 class _SubmanifoldConv(torch.autograd.Function):
     """gather_conv whose backward is again gathers.
 
-    A submanifold table mirrors itself: voxel i sees j at offset k exactly if j sees i at the mirrored offset. So the
+    Submanifold tables mirror themselves: voxel i sees j at offset k exactly if j sees i at the mirrored offset. So the
     gradient of the rows is the same convolution with the kernel mirrored, and needs no scatter.
     """
 
     @staticmethod
-    def forward(ctx: Any, rows_nc: Tensor, table_nk: Tensor, weight_okc: Tensor) -> Tensor:
-        ctx.save_for_backward(rows_nc, table_nk, weight_okc)
-        return gather_conv(rows_nc, table_nk, weight_okc)
+    def forward(ctx: Any, rows_nc: Tensor, weight_okc: Tensor, *tables: Tensor) -> Tensor:
+        ctx.save_for_backward(rows_nc, weight_okc, *tables)
+        return gather_conv(rows_nc, tables, weight_okc)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
-        rows, table, weight = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight, *tables = ctx.saved_tensors
         (grad_no,) = gradients
         grad_rows = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_rows = gather_conv(grad_no, table, weight.flip(1, 2, 3).permute(4, 1, 2, 3, 0))
-        if ctx.needs_input_grad[2]:
-            neighbours = gather_rows(rows, table).reshape(len(rows), -1)
-            grad_weight = (grad_no.transpose(0, 1) @ neighbours).reshape(weight.shape)
-        return grad_rows, None, grad_weight
+            grad_rows = gather_conv(grad_no, tables, weight.flip(1, 2, 3).permute(4, 1, 2, 3, 0))
+        if ctx.needs_input_grad[1]:
+            grad_weight = _weight_gradient(rows, grad_no, tables, weight)
+        return grad_rows, grad_weight, *(None for _ in tables)
 
 
-def submanifold_conv(rows_nc: Tensor, table_nk: Tensor, weight_okc: Tensor) -> Tensor:
-    """gather_conv for a submanifold table (output voxels = input voxels), several times faster to train."""
+def _weight_gradient(rows_nc: Tensor, grad_no: Tensor, tables: Sequence[Tensor], weight_okc: Tensor) -> Tensor:
+    padded, (out, x, y, z, channels) = with_zero_row(rows_nc), weight_okc.shape
+    total = torch.zeros_like(weight_okc)
+    grads = torch.split(grad_no, [table.shape[0] for table in tables])
+    for table, grad, (first, end) in zip(tables, grads, SEGMENTS.values(), strict=True):
+        neighbours = _picked(padded, table).reshape(len(table), table.shape[1] * channels)
+        part = (grad.transpose(0, 1) @ neighbours).reshape(out, x, y, end - first, channels)
+        total = total + F.pad(part, (0, 0, first, z - end))
+    return total
+
+
+def submanifold_conv(rows_nc: Tensor, tables: Sequence[Tensor], weight_okc: Tensor) -> Tensor:
+    """gather_conv for a submanifold table in segments (output voxels = input voxels), several times faster to train."""
     if torch.is_grad_enabled() and (rows_nc.requires_grad or weight_okc.requires_grad):
-        return cast(Tensor, _SubmanifoldConv.apply(rows_nc, table_nk, weight_okc))  # type: ignore[no-untyped-call]
-    return gather_conv(rows_nc, table_nk, weight_okc)
+        return cast(Tensor, _SubmanifoldConv.apply(rows_nc, weight_okc, *tables))  # type: ignore[no-untyped-call]
+    return gather_conv(rows_nc, tables, weight_okc)
 
 
 def rows_to_bev(rows_nc: Tensor, bev_table: Tensor, bev_shape: tuple[int, int], batch_size: int) -> Tensor:

@@ -120,7 +120,8 @@ class _VoxelInputs:
         return self._voxels.dropped
 
     def inputs(self) -> StageInputs:
-        return {"voxels": self._voxels.features_nc, **self._tables.build(self._voxels.keys_n)}
+        order, tables = self._tables.build(self._voxels.keys_n)
+        return {"voxels": self._voxels.features_nc[order], **tables}
 
 
 class _PillarInputs:

@@ -2,11 +2,15 @@
 
 `table[N_out, K]` holds for each output voxel and kernel offset the row of the input voxel, or N_in where there is
 none. Offsets are ordered (x, y, z) with z fastest, as spconv 2 stores its weights (out, kx, ky, kz, in).
+
+Most neighbourhoods are empty below or above. So the rows of a level are sorted into four segments by the heights that
+their 3 x 3 x 3 neighbourhood needs, and a submanifold convolution has one table per segment, with those offsets only.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +53,20 @@ DOWN_FLAT = Window(kernel=(3, 3, 3), stride=(2, 2, 2), padding=(1, 1, 0))
 TO_BEV = Window(kernel=(1, 1, 3), stride=(1, 1, 2), padding=(0, 0, 0))
 
 
+SEGMENTS: Mapping[str, tuple[int, int]] = {"mid": (1, 2), "low": (0, 2), "high": (1, 3), "all": (0, 3)}
+"""The segments of a level's rows, in order: first and behind the last of the kernel's heights that they need."""
+
+
+def segment_names(table: str) -> tuple[str, ...]:
+    """Graph inputs that make up a table: one per segment of its rows."""
+    return tuple(f"{table}_{segment}" for segment in SEGMENTS)
+
+
+def _segment_window(first: int, end: int) -> Window:
+    """The heights of the submanifold window that a segment needs."""
+    return Window(kernel=(3, 3, end - first), stride=(1, 1, 1), padding=(1, 1, 1 - first))
+
+
 def level_windows(levels: int) -> tuple[Window, ...]:
     """The strided windows between levels; the last does not pad along z, as in BEVFusion's encoder."""
     return (*(DOWN for _ in range(levels - 1)), DOWN_FLAT)
@@ -89,10 +107,20 @@ class OccupancyGrid:
         kernels.list_cells(target._masks, target.height, reached)
         return reached
 
-    def table(self, outputs_3m: Cells, window: Window, none: int) -> Table:
-        """For each output and window offset the row of the occupied cell there, or `none`: [M, K]."""
+    def sort(self, cells_3n: Cells) -> SortedRows:
+        """The occupied cells by segment; inside of a segment they keep their order."""
+        rows = cells_3n.shape[1]
+        ends, ranks, cells = np.empty(4, np.int64), np.empty(rows + 1, np.int32), np.empty((3, rows), np.int32)
+        kernels.sort_rows(cells_3n, self._masks, ends, ranks, cells)
+        return SortedRows(cells, ranks, tuple(np.cumsum(ends).tolist()))
+
+    def table(self, outputs_3m: Cells, window: Window, ranks_n1: Cells) -> Table:
+        """For each output and window offset the rank of the occupied cell there, or the last rank for none: [M, K].
+
+        `ranks_n1` says where each of the N occupied cells stands among the rows.
+        """
         table = np.empty((outputs_3m.shape[1], math.prod(window.kernel)), np.int32)
-        kernels.fill_table(self._masks, self._firsts, window.array, outputs_3m, none, table)
+        kernels.fill_table(self._masks, self._firsts, ranks_n1, window.array, outputs_3m, table)
         return table
 
     def wipe(self, cells_3n: Cells) -> None:
@@ -100,29 +128,57 @@ class OccupancyGrid:
         kernels.wipe(cells_3n, self._masks)
 
 
+@dataclass(frozen=True)
+class SortedRows:
+    """Cells in the order of their rows, the row of every cell in ascending order, and where each segment ends."""
+
+    cells_3n: Cells
+    ranks_n1: Cells
+    ends: tuple[int, ...]
+
+    def segments(self) -> Iterator[tuple[str, Cells]]:
+        """Names and cells of the segments."""
+        for name, begin, end in zip(SEGMENTS, (0, *self.ends), self.ends, strict=False):
+            yield name, self.cells_3n[:, begin:end]
+
+
 class SparseTableBuilder:
     """Builds every table of one frame's sparse encoder. Holds the grids, so build one per thread."""
 
     def __init__(self, geometry: Geometry) -> None:
-        self._windows = (*level_windows(geometry.lidar_levels), TO_BEV)
+        self._windows = level_windows(geometry.lidar_levels)
         self._shapes = level_shapes(geometry)
         self._grids = [OccupancyGrid(shape) for shape in self._shapes]
 
-    def build(self, keys_n: Keys) -> dict[str, Table]:
-        """Tables by graph input name for voxels `keys_n` (ascending linear keys of the finest level)."""
+    def build(self, keys_n: Keys) -> tuple[NDArray[np.int64], dict[str, Table]]:
+        """Tables for voxels `keys_n` (ascending linear keys of the finest level).
+
+        Returns:
+            The order in which the voxels must be fed, and the tables by graph input name.
+        """
         tables: dict[str, Table] = {}
         cells = self._grids[0].enter(keys_n)
-        for level, (grid, window) in enumerate(zip(self._grids, self._windows, strict=False)):
-            rows, target = cells.shape[1], self._grids[level + 1]
-            tables[f"subm_table_{level}"] = grid.table(cells, SUBMANIFOLD, rows)
-            outputs = grid.reach(target, cells, window)
-            name = "out_table" if window is TO_BEV else f"down_table_{level}"
-            tables[name] = grid.table(outputs, window, rows)
+        rows = self._grids[0].sort(cells)
+        order = np.empty(len(keys_n), np.int64)
+        order[rows.ranks_n1[:-1]] = np.arange(len(keys_n))
+        for level, (grid, window) in enumerate(zip(self._grids, (*self._windows, TO_BEV), strict=False)):
+            for segment, members in rows.segments():
+                near = _segment_window(*SEGMENTS[segment])
+                tables[f"subm_table_{level}_{segment}"] = grid.table(members, near, rows.ranks_n1)
+            target = self._grids[level + 1]
+            reached = grid.reach(target, cells, window)
+            if window is TO_BEV:
+                tables["out_table"] = grid.table(reached, window, rows.ranks_n1)
+            else:
+                outputs = target.sort(reached)
+                for segment, members in outputs.segments():
+                    tables[f"down_table_{level}_{segment}"] = grid.table(members, window, rows.ranks_n1)
+                rows = outputs
             grid.wipe(cells)
-            cells = outputs
+            cells = reached
         self._grids[-1].wipe(cells)
         tables["bev_table"] = self._bev_table(cells)
-        return tables
+        return order, tables
 
     def _bev_table(self, cells_3n: Cells) -> Table:
         x, y, z = self._shapes[-1]

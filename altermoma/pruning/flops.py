@@ -162,8 +162,9 @@ def _real_shares(name: str, module: nn.Module, inputs: tuple[Any, ...]) -> dict[
         points: Tensor = inputs[0]["points"]
         share = float(points.any(dim=1).sum()) / max(len(points), 1)
         return {f"{name}.pfn_layers.{index}.linear": share for index in range(len(module.pfn_layers))}
-    rows, table = inputs
-    return {name: float((table < rows.shape[0]).sum()) / max(table.numel(), 1)}
+    rows, tables = inputs
+    occupied = sum(float((table < rows.shape[0]).sum()) for table in tables)
+    return {name: occupied / max(sum(table.numel() for table in tables), 1)}
 
 
 def flop_costs(

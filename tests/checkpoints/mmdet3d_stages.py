@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from altermoma.models.fusion import FusionModel
-from altermoma.ops.sparse_tables import SparseTableBuilder
+from altermoma.ops.sparse_tables import SparseTableBuilder, in_rows
 
 Pair = tuple[str, Tensor, Tensor]
 
@@ -76,10 +76,12 @@ def _lidar(ours: FusionModel, theirs: Any) -> tuple[Tensor, Tensor]:
     x, y, z = geometry.sparse_shape
     cells = np.unique(np.random.default_rng(0).integers(0, (x, y, z - 1), (3000, 3)) // (4, 4, 1), axis=0)
     keys = (cells[:, 0].astype(np.int64) * y + cells[:, 1]) * z + cells[:, 2]
-    tables = {name: torch.from_numpy(table) for name, table in SparseTableBuilder(geometry).build(keys).items()}
+    places, arrays = SparseTableBuilder(geometry).build(keys)
+    tables = {name: torch.from_numpy(table) for name, table in arrays.items()}
     voxels = torch.randn(len(cells), geometry.point_features)
     batch_xyz = torch.from_numpy(np.pad(cells, ((0, 0), (1, 0)))).int()
-    return ours.pts_middle_encoder(voxels, tables, 1), theirs.pts_middle_encoder(voxels, batch_xyz, 1)
+    rows = torch.from_numpy(in_rows(voxels.numpy(), places))
+    return ours.pts_middle_encoder(rows, tables, 1), theirs.pts_middle_encoder(voxels, batch_xyz, 1)
 
 
 def random_sample(theirs: Any, image_hw: tuple[int, int]) -> tuple[dict[str, Any], list[Any]]:

@@ -20,6 +20,7 @@ from altermoma.deploy.manifest import AxisRange, EngineRecord, EngineState, to_t
 from altermoma.deploy.onnxruntime_backend import OnnxRuntimeStage
 from altermoma.deploy.readme import polygraphy_command, trtexec_command
 from altermoma.errors import BundleError, StorageError
+from altermoma.ops.sparse_tables import SEGMENTS
 from altermoma.storage import sha256_of
 
 
@@ -36,7 +37,7 @@ def test_round_trip_keeps_everything(bundle: Bundle) -> None:
     assert {s.dtype for s in camera.outputs} == {"float16"}
     lidar = manifest.stages["fp32"]["lidar"]
     assert lidar.inputs[0].shape == ("N0", 5)
-    assert set(lidar.axes) == {"N0", "N1", "N2", "N3"}
+    assert set(lidar.axes) == {"N0", "N3", *(f"N{level}_{segment}" for level in range(3) for segment in SEGMENTS)}
     assert lidar.sizes(lidar.inputs[0], "max") == (AXES["N0"].max, 5)
 
 
@@ -270,7 +271,7 @@ def test_readme_commands(bundle: Bundle) -> None:
     text = (bundle.folder / "README.md").read_text()
     lidar = bundle.stages("fp16")["lidar"]
     command = trtexec_command(lidar, "fp16")
-    assert "--minShapes=voxels:1x5,subm_table_0:1x27," in command
+    assert "--minShapes=voxels:1x5,subm_table_0_mid:0x9," in command
     assert "--maxShapes=voxels:4000x5," in command
     assert command.endswith("--fp16")
     assert command in text

@@ -203,7 +203,7 @@ def test_stage_inputs_are_checked_by_name_dtype_and_shape(bundle: Bundle) -> Non
     good = dict(bundle.reference().host)
     assert set(check_inputs(record, good, bounded=True)) == {s.name for s in record.inputs}
     for change, said in (
-        ({"voxels": good["voxels"][:-1]}, "N0 ="),
+        ({"down_table_0_all": good["down_table_0_all"][:-1]}, "N1_all ="),
         ({"voxels": good["voxels"].astype(np.float64)}, "voxels is float64"),
         ({"out_table": good["out_table"].astype(np.int64)}, "out_table is int64"),
         ({"bev_table": good["bev_table"][:-1]}, "bev_table has shape"),
@@ -219,7 +219,6 @@ def test_sizes_beyond_the_profile_are_refused_where_engines_are_bound(bundle: Bu
     record = record_of(bundle, "lidar")
     host = dict(bundle.reference().host)
     host["voxels"] = np.zeros((5000, 5), np.float32)
-    host["subm_table_0"] = np.zeros((5000, 27), np.int32)
     check_inputs(record, host, bounded=False)
     with pytest.raises(EngineError, match="axis N0 has size 5000"):
         check_inputs(record, host, bounded=True)

@@ -17,6 +17,7 @@ from altermoma.frames import CLASS_NAMES, Calibration, Frame
 from altermoma.geometry import Geometry, ImageGeometry
 from altermoma.ops.decode import decode
 from altermoma.ops.prepare import FramePreparer
+from altermoma.ops.sparse_tables import SEGMENTS, segment_names
 
 GEOMETRY = Geometry(
     image=ImageGeometry(cameras=2, height=32, width=64, feature_stride=8),
@@ -30,7 +31,8 @@ GEOMETRY = Geometry(
 CHANNELS = 3
 CELLS = 16
 COLUMNS = 16
-AXES = {name: AxisRange(min=1, opt=200, max=4000) for name in ("N0", "N1", "N2", "N3", "R1", "R2", "R3")}
+AXES = {name: AxisRange(min=1, opt=200, max=4000) for name in ("N0", "N3", "R1", "R2", "R3")}
+AXES |= {f"N{level}_{s}": AxisRange(min=0, opt=50, max=4000) for level in range(3) for s in SEGMENTS}
 FAN = GEOMETRY.fan_in
 BETWEEN = {"depth_weights", "pixel_features", "camera_bev", "lidar_bev", "bev"}
 
@@ -38,11 +40,12 @@ SHAPES: dict[str, tuple[int | str, ...]] = {
     "images": (2, 3, 32, 64),
     "depth": (2, 1, 32, 64),
     "voxels": ("N0", 5),
-    "subm_table_0": ("N0", 27),
-    "down_table_0": ("N1", 27),
-    "subm_table_1": ("N1", 27),
-    "down_table_1": ("N2", 27),
-    "subm_table_2": ("N2", 27),
+    **{
+        f"subm_table_{level}_{s}": (f"N{level}_{s}", 9 * (b - a))
+        for level in range(3)
+        for s, (a, b) in SEGMENTS.items()
+    },
+    **{f"down_table_{level}_{s}": (f"N{level + 1}_{s}", 27) for level in range(2) for s in SEGMENTS},
     "out_table": ("N3", 3),
     "bev_table": (CELLS, 2),
     "pool_depth": (COLUMNS, "R1", 4),
@@ -62,11 +65,12 @@ SHAPES: dict[str, tuple[int | str, ...]] = {
     "rot": (1, 2, CELLS),
     "vel": (1, 2, CELLS),
 }
-_SUBM = tuple(f"subm_table_{level}" for level in range(3))
+_SUBM = tuple(name for level in range(3) for name in segment_names(f"subm_table_{level}"))
+_DOWN = tuple(name for level in range(2) for name in segment_names(f"down_table_{level}"))
 INPUTS = {
     "camera": ("images", "depth"),
     "view": ("depth_weights", "pixel_features", "pool_depth", "pool_sum_1", "pool_sum_2"),
-    "lidar": ("voxels", *_SUBM, "down_table_0", "down_table_1", "out_table", "bev_table"),
+    "lidar": ("voxels", *_SUBM, *_DOWN, "out_table", "bev_table"),
     "fusion": ("camera_bev", "lidar_bev"),
     "head": ("bev",),
 }  # fmt: skip
@@ -100,6 +104,13 @@ def gather_sum(rows: str, table: str, output: str, channels: int) -> list[onnx.N
     ]
 
 
+def segment_sums(rows: str, table: str, output: str, channels: int) -> list[onnx.NodeProto]:
+    """gather_sum over the segments of a table."""
+    names = segment_names(table)
+    sums = [item for name in names for item in gather_sum(rows, name, f"{output}_{name}", channels)]
+    return [*sums, node("Concat", " ".join(f"{output}_{name}" for name in names), output, axis=0)]
+
+
 def stage_nodes(stage: str) -> list[onnx.NodeProto]:
     if stage == "camera":
         return [
@@ -127,8 +138,8 @@ def stage_nodes(stage: str) -> list[onnx.NodeProto]:
         ]
     if stage == "lidar":
         return [
-            *gather_sum("voxels", "down_table_0", "f1", 5),
-            *gather_sum("f1", "down_table_1", "f2", 5),
+            *segment_sums("voxels", "down_table_0", "f1", 5),
+            *segment_sums("f1", "down_table_1", "f2", 5),
             *gather_sum("f2", "out_table", "f3", 5),
             *gather_sum("f3", "bev_table", "cells", 5),
             node("Transpose", "cells", "flat", perm=[1, 0]),
@@ -218,8 +229,8 @@ def oracle(host: dict[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic
     both = np.concatenate([rows, summed(rows, host["pool_sum_1"])])
     t["camera_bev"] = summed(both, host["pool_sum_2"]).T.reshape(1, CHANNELS, 4, 4)
     features = host["voxels"].astype(np.float64)
-    for name in ("down_table_0", "down_table_1", "out_table", "bev_table"):
-        features = summed(features, host[name])
+    for names in (segment_names("down_table_0"), segment_names("down_table_1"), ("out_table",), ("bev_table",)):
+        features = summed(features, np.concatenate([host[name] for name in names]))
     t["lidar_bev"] = features.T.reshape(1, 5, 4, 4)
     both = np.concatenate([t["camera_bev"], t["lidar_bev"]], 1)
     t["bev"] = np.tanh(np.einsum("oi,bixy->boxy", W_FUSE[:, :, 0, 0], both))

@@ -116,7 +116,7 @@ def test_tensors_between_stages_are_half_and_the_rest_is_not() -> None:
     between = {"depth_weights", "pixel_features", "camera_bev", "lidar_bev", "bev"}
     assert {name for name, kind in kinds.items() if kind == "float16"} == between
     assert kinds["voxels"] == kinds["images"] == kinds["center"] == "float32"
-    assert kinds["subm_table_0"] == kinds["query_labels"] == "int32"
+    assert kinds["subm_table_0_mid"] == kinds["query_labels"] == "int32"
 
 
 def test_half_graphs_are_half_as_large() -> None:

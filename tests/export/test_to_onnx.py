@@ -57,7 +57,7 @@ class Toy(StageModule):
             norm.running_var.uniform_(0.5, 2)
 
     def forward(self, rows: Tensor, table: Tensor, bev_table: Tensor) -> tuple[Tensor, Tensor]:
-        last = torch.relu(self.norm(gather_conv(rows, table, self.weight)))
+        last = torch.relu(self.norm(gather_conv(rows, [table], self.weight)))
         if self.frozen == "slice":
             last = last[: int(last.shape[0])]
         elif self.frozen == "reshape":
@@ -129,7 +129,7 @@ def test_examples_must_fit_the_contract(contract: ModelContract) -> None:
 def test_unused_inputs_are_told(contract: ModelContract) -> None:
     class Forgetful(Toy):
         def forward(self, rows: Tensor, table: Tensor, bev_table: Tensor) -> tuple[Tensor, Tensor]:
-            last = gather_conv(rows, table, self.weight)
+            last = gather_conv(rows, [table], self.weight)
             return torch.zeros(1, 6, 3, 4) + last.sum(), last
 
     with pytest.raises(ExportError, match=r"rows, table"):

@@ -14,6 +14,7 @@ from altermoma.ops.sparse_tables import SUBMANIFOLD, TO_BEV, Keys, Table, Triple
 from altermoma.ops.voxels import Voxels
 
 Axis = NDArray[np.int32]
+HEIGHTS = {"mid": [1], "low": [0, 1], "high": [1, 2], "all": [0, 1, 2]}
 
 
 class RowMap:
@@ -89,8 +90,8 @@ class NumpySparseTables:
         self._shapes = level_shapes(geometry)
         self._maps = [RowMap(shape) for shape in self._shapes[:-1]]
 
-    def build(self, keys: Keys) -> dict[str, Table]:
-        """Tables by graph input name for voxels `keys` (ascending linear keys of the finest level)."""
+    def whole(self, keys: Keys) -> dict[str, Table]:
+        """Tables of all offsets, rows in ascending order of their cells."""
         tables: dict[str, Table] = {}
         cells = Coordinates.of_keys(keys, self._shapes[0])
         for level, row_map in enumerate(self._maps):
@@ -102,6 +103,27 @@ class NumpySparseTables:
             cells = outputs
         tables["bev_table"] = self._bev_table(cells)
         return tables
+
+    def build(self, keys: Keys) -> tuple[NDArray[np.int64], dict[str, Table]]:
+        """Order of the voxels, and the tables by segment."""
+        whole, tables = self.whole(keys), {}
+        orders, kinds = [], []
+        for level in range(self._levels + 1):
+            table = whole[f"subm_table_{level}"]
+            occupied = (table < len(table)).reshape(-1, 9, 3).any(axis=1)
+            kinds.append(occupied[:, 0] + 2 * occupied[:, 2])
+            orders.append(np.argsort(kinds[-1], kind="stable"))
+        for level, order in enumerate(orders):
+            ranks = np.append(np.argsort(order), len(order)).astype(np.int32)
+            for kind, (name, slabs) in enumerate(HEIGHTS.items()):
+                near = whole[f"subm_table_{level}"].reshape(-1, 9, 3)[order][kinds[level][order] == kind]
+                tables[f"subm_table_{level}_{name}"] = ranks[near[:, :, slabs].reshape(len(near), 9 * len(slabs))]
+                if level < self._levels:
+                    after = orders[level + 1]
+                    under = whole[f"down_table_{level}"][after][kinds[level + 1][after] == kind]
+                    tables[f"down_table_{level}_{name}"] = ranks[under]
+        tables["out_table"], tables["bev_table"] = ranks[whole["out_table"]], whole["bev_table"]
+        return orders[0], tables
 
     def _bev_table(self, cells: Coordinates) -> Table:
         x, y, z = self._shapes[-1]

@@ -23,9 +23,11 @@ from altermoma.ops.sparse_tables import (
     Table,
     Window,
     level_shapes,
+    segment_names,
 )
 
 SHAPE = (9, 7, 6)
+FLAT = Geometry(point_range=(0, 0, 0, 9, 7, 5), voxel_size=(1, 1, 1), lidar_levels=1)
 
 
 def linear(cells: Cells, shape: tuple[int, int, int]) -> np.ndarray:
@@ -37,7 +39,7 @@ def tabulate(keys: np.ndarray, window: Window) -> tuple[Table, Cells]:
     grid, target = OccupancyGrid(SHAPE), OccupancyGrid(window.out_shape(SHAPE))
     cells = grid.enter(keys)
     outputs = cells if window is SUBMANIFOLD else grid.reach(target, cells, window)
-    return grid.table(outputs, window, len(keys)), outputs
+    return grid.table(outputs, window, np.arange(len(keys) + 1, dtype=np.int32)), outputs
 
 
 def random_voxels(count: int, channels: int) -> tuple[np.ndarray, Tensor, Tensor]:
@@ -57,7 +59,7 @@ def test_gather_conv_equals_dense_convolution(window: Window) -> None:
     expected = F.conv3d(dense, weight.permute(0, 4, 1, 2, 3), stride=window.stride, padding=window.padding)
     assert tuple(expected.shape[2:]) == shape_out
     table, outputs = tabulate(keys, window)
-    found = gather_conv(rows, torch.from_numpy(table), weight)
+    found = gather_conv(rows, [torch.from_numpy(table)], weight)
     torch.testing.assert_close(found, expected[0].reshape(5, -1).T[linear(outputs, shape_out)], rtol=0, atol=1e-12)
 
 
@@ -72,13 +74,30 @@ def test_reached_keys_are_the_support_of_the_convolution(window: Window) -> None
     np.testing.assert_array_equal(linear(outputs, window.out_shape(SHAPE)), np.flatnonzero(support.numpy() > 0))
 
 
+def submanifold_tables(keys: np.ndarray) -> tuple[np.ndarray, list[Tensor]]:
+    """Order of the rows, and one table per segment."""
+    order, tables = SparseTableBuilder(FLAT).build(keys)
+    return order, [torch.from_numpy(tables[name]) for name in segment_names("subm_table_0")]
+
+
+def test_segments_together_are_the_whole_convolution() -> None:
+    keys, rows, dense = random_voxels(60, 4)
+    assert FLAT.sparse_shape == SHAPE
+    order, tables = submanifold_tables(keys)
+    assert [table.shape[1] for table in tables] == [9, 18, 18, 27]
+    assert min(len(table) for table in tables) > 0
+    weight = torch.from_numpy(np.random.default_rng(4).standard_normal((5, 3, 3, 3, 4)))
+    expected = F.conv3d(dense, weight.permute(0, 4, 1, 2, 3), padding=1)[0].reshape(5, -1).T[keys[order]]
+    torch.testing.assert_close(submanifold_conv(rows[order], tables, weight), expected, rtol=0, atol=1e-12)
+
+
 def test_submanifold_gradient_is_that_of_the_gather() -> None:
     keys, rows, _ = random_voxels(50, 3)
-    table = torch.from_numpy(tabulate(keys, SUBMANIFOLD)[0])
-    rows.requires_grad_()
+    order, tables = submanifold_tables(keys)
+    rows = rows[order].requires_grad_()
     weight = torch.randn(2, 3, 3, 3, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda r, w: submanifold_conv(r, table, w), (rows, weight))
-    assert torch.autograd.gradgradcheck(lambda r, w: submanifold_conv(r, table, w), (rows, weight))
+    assert torch.autograd.gradcheck(lambda r, w: submanifold_conv(r, tables, w), (rows, weight))
+    assert torch.autograd.gradgradcheck(lambda r, w: submanifold_conv(r, tables, w), (rows, weight))
 
 
 def test_a_grid_forgets_the_last_frame() -> None:
@@ -87,7 +106,7 @@ def test_a_grid_forgets_the_last_frame() -> None:
     everything = np.stack(np.unravel_index(np.arange(8), (2, 2, 2))).astype(np.int32)
     grid.wipe(grid.enter(np.array([1, 5])))
     grid.enter(np.array([3]))
-    assert grid.table(everything, point, 1).ravel().tolist() == [1, 1, 1, 0, 1, 1, 1, 1]
+    assert grid.table(everything, point, np.arange(2, dtype=np.int32)).ravel().tolist() == [1, 1, 1, 0, 1, 1, 1, 1]
 
 
 def test_a_grid_too_high_for_its_masks_is_refused() -> None:
@@ -104,8 +123,10 @@ def test_compiled_tables_equal_those_of_numpy(count: int) -> None:
     for _ in range(2):
         # Every height is occupied, the highest too.
         keys = np.sort(rng.choice(int(np.prod(geometry.sparse_shape)), count, replace=False))
-        found, expected = builder.build(keys), reference.build(keys)
-        assert list(found) == list(expected)
+        order, found = builder.build(keys)
+        expected_order, expected = reference.build(keys)
+        np.testing.assert_array_equal(order, expected_order)
+        assert set(found) == set(expected)
         for name, table in expected.items():
             np.testing.assert_array_equal(found[name], table, err_msg=name, strict=True)
 
@@ -115,10 +136,14 @@ def test_levels_chain_and_the_bev_map_places_every_row() -> None:
     shapes = level_shapes(geometry)
     assert shapes == ((320, 320, 21), (160, 160, 11), (80, 80, 5), (80, 80, 2))
     keys = np.sort(np.random.default_rng(0).choice(320 * 320 * 21, 500, replace=False)).astype(np.int64)
-    tables = SparseTableBuilder(geometry).build(keys)
+    order, tables = SparseTableBuilder(geometry).build(keys)
+    assert sorted(order) == list(range(500))
     for level in range(geometry.lidar_levels):
-        assert tables[f"down_table_{level}"].max() <= len(tables[f"subm_table_{level}"])
-        assert len(tables[f"down_table_{level}"]) == len(tables[f"subm_table_{level + 1}"])
+        after = zip(segment_names(f"down_table_{level}"), segment_names(f"subm_table_{level + 1}"), strict=True)
+        for down, subm in after:
+            assert len(tables[down]) == len(tables[subm])
+        rows = sum(len(tables[name]) for name in segment_names(f"subm_table_{level}"))
+        assert max(tables[down].max() for down in segment_names(f"down_table_{level}")) == rows
     rows = len(tables["out_table"])
     bev_table = torch.from_numpy(tables["bev_table"])
     features = torch.arange(1, rows + 1, dtype=torch.float64)[:, None]
@@ -128,6 +153,7 @@ def test_levels_chain_and_the_bev_map_places_every_row() -> None:
 
 
 def test_an_empty_cloud_has_empty_tables() -> None:
-    tables = SparseTableBuilder(Geometry()).build(np.zeros(0, np.int64))
+    order, tables = SparseTableBuilder(Geometry()).build(np.zeros(0, np.int64))
+    assert len(order) == 0
     assert {len(table) for name, table in tables.items() if name != "bev_table"} == {0}
     assert tables["bev_table"].max() == 0

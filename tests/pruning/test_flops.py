@@ -33,9 +33,11 @@ def hand_count(model: FusionModel, batch: FrameBatch) -> tuple[dict[str, float],
         def hook(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if isinstance(module, GatherConv):
                 out_channels, *kernel, in_channels = module.weight.shape
-                rows, table = inputs
-                padded[name] = 2.0 * table.shape[0] * math.prod(kernel) * in_channels * out_channels
-                pairs = sum(1 for row in table.flatten().tolist() if row != rows.shape[0])
+                rows, tables = inputs
+                entries = [row for table in tables for row in table.flatten().tolist()]
+                assert kernel in ([3, 3, 3], [1, 1, 3])
+                padded[name] = 2.0 * len(entries) * in_channels * out_channels
+                pairs = sum(1 for row in entries if row != rows.shape[0])
                 real[name] = 2.0 * pairs * in_channels * out_channels
                 return
             at = inputs[0] if isinstance(module, nn.ConvTranspose2d) else output

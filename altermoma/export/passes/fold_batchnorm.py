@@ -32,7 +32,8 @@ Array = NDArray[np.float64]
 def fold_batchnorm(model: onnx.ModelProto) -> onnx.ModelProto:
     """Folds every BatchNormalization that follows a Conv, ConvTranspose, Gemm or MatMul nobody else reads.
 
-    A gather convolution is a MatMul on [rows, channels]: it gains an Add for the bias.
+    A gather convolution is a MatMul on [rows, channels], or one per segment of the rows and a Concat: it gains an Add
+    for the bias.
     """
     model = copy_model(model)
     for node in [item for item in model.graph.node if item.op_type == "BatchNormalization"]:
@@ -50,16 +51,31 @@ def _fold_one(model: onnx.ModelProto, norm: onnx.NodeProto) -> None:
     before = producers(model).get(norm.input[0])
     if before is None or not _read_once(model, norm.input[0]):
         return
-    fold = {"Conv": _fold_conv, "ConvTranspose": _fold_conv, "Gemm": _fold_gemm, "MatMul": _fold_matmul}.get(
-        before.op_type
-    )
-    if fold is None or any(name not in weights for name in before.input[1:]):
+    line = (factor, beta - mean * factor)
+    if before.op_type in ("MatMul", "Concat"):
+        products = _row_products(model, before, norm.input[0])
+        if products:
+            _fold_matmuls(model, products, norm, line)
         return
-    if before.op_type == "MatMul":
-        shape = dims_of(value_types(model)[norm.input[0]])
-        if shape is None or len(shape) != 2:
-            return  # channels are not last: the factor is not per column
-    fold(model, before, norm, (factor, beta - mean * factor))
+    fold = {"Conv": _fold_conv, "ConvTranspose": _fold_conv, "Gemm": _fold_gemm}.get(before.op_type)
+    if fold is not None and all(name in weights for name in before.input[1:]):
+        fold(model, before, norm, line)
+
+
+def _row_products(model: onnx.ModelProto, node: onnx.NodeProto, result: str) -> list[onnx.NodeProto]:
+    """The products by constant weights that make up the rows `result`; none where it is something else."""
+    shape = dims_of(value_types(model)[result])
+    if shape is None or len(shape) != 2:
+        return []  # channels are not last: the factor is not per column
+    if node.op_type == "Concat":
+        made = producers(model)
+        if attribute(node, "axis") != 0 or not all(name in made and _read_once(model, name) for name in node.input):
+            return []
+        nodes = [made[name] for name in node.input]
+    else:
+        nodes = [node]
+    constants = initializers(model)
+    return nodes if all(item.op_type == "MatMul" and item.input[1] in constants for item in nodes) else []
 
 
 def _read_once(model: onnx.ModelProto, name: str) -> bool:
@@ -69,9 +85,13 @@ def _read_once(model: onnx.ModelProto, name: str) -> bool:
 def _scaled(model: onnx.ModelProto, node: onnx.NodeProto, factor: Array) -> None:
     """Multiplies a node's weights; a weight that others read too is copied first."""
     name = node.input[1]
-    weight = numpy_helper.to_array(initializers(model)[name])
     target = name if len(consumers(model)[name]) == 1 else f"{node.output[0]}.folded_weight"
-    node.input[1] = set_initializer(model, target, (weight.astype(np.float64) * factor).astype(weight.dtype))
+    node.input[1] = _scaled_copy(model, name, target, factor)
+
+
+def _scaled_copy(model: onnx.ModelProto, name: str, target: str, factor: Array) -> str:
+    weight = numpy_helper.to_array(initializers(model)[name])
+    return set_initializer(model, target, (weight.astype(np.float64) * factor).astype(weight.dtype))
 
 
 def _bias_name(node: onnx.NodeProto) -> str:
@@ -126,10 +146,19 @@ def _fold_gemm(model: onnx.ModelProto, node: onnx.NodeProto, norm: onnx.NodeProt
     _replace(model, node, norm)
 
 
-def _fold_matmul(model: onnx.ModelProto, node: onnx.NodeProto, norm: onnx.NodeProto, line: tuple[Array, Array]) -> None:
+def _fold_matmuls(
+    model: onnx.ModelProto, products: list[onnx.NodeProto], norm: onnx.NodeProto, line: tuple[Array, Array]
+) -> None:
     factor, offset = line
-    weight = initializers(model)[node.input[1]]
-    bias = set_initializer(model, _bias_name(node), offset.astype(numpy_helper.to_array(weight).dtype))
-    _scaled(model, node, factor)
-    add = onnx.helper.make_node("Add", [node.output[0], bias], [norm.output[0]], name=f"{node.name}/bias")
+    weight = initializers(model)[products[0].input[1]]
+    bias = set_initializer(model, _bias_name(products[0]), offset.astype(numpy_helper.to_array(weight).dtype))
+    scaled: dict[str, str] = {}
+    for node in products:
+        name = node.input[1]
+        if name not in scaled:
+            # Segments may share a weight; then they share the folded one.
+            others = [item for item in consumers(model)[name] if item not in products]
+            scaled[name] = _scaled_copy(model, name, f"{node.output[0]}.folded_weight" if others else name, factor)
+        node.input[1] = scaled[name]
+    add = onnx.helper.make_node("Add", [norm.input[0], bias], [norm.output[0]], name=f"{products[0].name}/bias")
     set_nodes(model, [add if item.output[0] == norm.output[0] else item for item in model.graph.node])
