@@ -31,7 +31,7 @@ from altermoma.models.config import LidarConfig
 from altermoma.models.presets import config_of
 from altermoma.models.sparse_encoder import GatherBasicBlock, GatherConv, GatherConvUnit, SparseEncoder
 from altermoma.models.stages import LidarStage
-from altermoma.ops.sparse_tables import DOWN, DOWN_FLAT, TO_BEV, SparseTableBuilder, Window, level_shapes
+from altermoma.ops.sparse_tables import DOWN, DOWN_FLAT, TO_BEV, SparseTableBuilder, Window, in_rows, level_shapes
 from altermoma.ops.voxels import Voxeliser
 from altermoma.progress import say, track
 from altermoma.storage import write_text
@@ -143,8 +143,8 @@ class Ours:
         self._session = open_session(graph.SerializeToString(), "lidar", threads=1)
 
     def tables(self) -> dict[str, np.ndarray]:
-        order, tables = self._builder.build(self._keys)
-        self.inputs = {"voxels": self._features[order], **tables}
+        places, tables = self._builder.build(self._keys)
+        self.inputs = {"voxels": in_rows(self._features, places), **tables}
         return self.inputs
 
     def graph(self) -> np.ndarray:

@@ -108,8 +108,8 @@ def list_cells(masks: U64, height: int, cells_3n: I32) -> None:
 def sort_rows(cells_3n: I32, masks: U64, counts_4: I64, ranks_n1: I32, sorted_3n: I32) -> None:
     """Sorts rows by where their 3 x 3 x 3 neighbourhood is occupied: 1 below, 2 above, 3 both, 0 neither.
 
-    Writes how many rows are of each kind, the place of every row (and that of "none", the last, which stays) and the
-    cells in the new order.
+    Writes how many rows are of each kind, the place of every row (and that of "none", behind the last) and the cells in
+    the new order. A kind without rows leaves one place free, if there are rows at all.
     """
     rows = cells_3n.shape[1]
     counts_4[:] = 0
@@ -123,14 +123,17 @@ def sort_rows(cells_3n: I32, masks: U64, counts_4: I64, ranks_n1: I32, sorted_3n
         ranks_n1[row] = kind
         counts_4[kind] += 1
     places = np.zeros(4, np.int64)
-    places[1:] = np.cumsum(counts_4)[:3]
+    end = 0
+    for kind in range(4):
+        places[kind] = end
+        end += max(counts_4[kind], min(rows, 1))
     for row in range(rows):
         place = places[ranks_n1[row]]
         places[ranks_n1[row]] += 1
         ranks_n1[row] = place
         for axis in range(3):
             sorted_3n[axis, place] = cells_3n[axis, row]
-    ranks_n1[rows] = rows
+    ranks_n1[rows] = end
 
 
 @compiled("void(uint64[:, ::1], int32[:, ::1], int32[::1], int64[:, ::1], int32[:, :], int32[:, ::1])")

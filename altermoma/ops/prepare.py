@@ -16,7 +16,7 @@ from altermoma.ops.depth_image import depth_images
 from altermoma.ops.images import normalise, resize_crop
 from altermoma.ops.pillars import PillarBuilder
 from altermoma.ops.pooling_tables import build_pooling_tables
-from altermoma.ops.sparse_tables import SparseTableBuilder
+from altermoma.ops.sparse_tables import SparseTableBuilder, in_rows
 from altermoma.ops.voxels import Voxeliser
 
 StageInputs = dict[str, NDArray[np.generic]]
@@ -120,8 +120,8 @@ class _VoxelInputs:
         return self._voxels.dropped
 
     def inputs(self) -> StageInputs:
-        order, tables = self._tables.build(self._voxels.keys_n)
-        return {"voxels": self._voxels.features_nc[order], **tables}
+        places, tables = self._tables.build(self._voxels.keys_n)
+        return {"voxels": in_rows(self._voxels.features_nc, places), **tables}
 
 
 class _PillarInputs:

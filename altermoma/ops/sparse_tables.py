@@ -110,9 +110,9 @@ class OccupancyGrid:
     def sort(self, cells_3n: Cells) -> SortedRows:
         """The occupied cells by segment; inside of a segment they keep their order."""
         rows = cells_3n.shape[1]
-        ends, ranks, cells = np.empty(4, np.int64), np.empty(rows + 1, np.int32), np.empty((3, rows), np.int32)
-        kernels.sort_rows(cells_3n, self._masks, ends, ranks, cells)
-        return SortedRows(cells, ranks, tuple(np.cumsum(ends).tolist()))
+        counts, ranks, cells = np.empty(4, np.int64), np.empty(rows + 1, np.int32), np.empty((3, rows + 3), np.int32)
+        kernels.sort_rows(cells_3n, self._masks, counts, ranks, cells)
+        return SortedRows(cells, ranks, tuple(counts.tolist()))
 
     def table(self, outputs_3m: Cells, window: Window, ranks_n1: Cells) -> Table:
         """For each output and window offset the rank of the occupied cell there, or the last rank for none: [M, K].
@@ -130,16 +130,22 @@ class OccupancyGrid:
 
 @dataclass(frozen=True)
 class SortedRows:
-    """Cells in the order of their rows, the row of every cell in ascending order, and where each segment ends."""
+    """Cells in the order of their rows, the row of every cell in ascending order, and the cells of each segment.
+
+    A segment without cells has one row that no cell belongs to: engines are never fed empty tensors. Without any cell
+    there are no rows.
+    """
 
     cells_3n: Cells
     ranks_n1: Cells
-    ends: tuple[int, ...]
+    counts: tuple[int, ...]
 
     def segments(self) -> Iterator[tuple[str, Cells]]:
         """Names and cells of the segments."""
-        for name, begin, end in zip(SEGMENTS, (0, *self.ends), self.ends, strict=False):
-            yield name, self.cells_3n[:, begin:end]
+        begin = 0
+        for name, count in zip(SEGMENTS, self.counts, strict=True):
+            yield name, self.cells_3n[:, begin : begin + count]
+            begin += max(count, min(sum(self.counts), 1))
 
 
 class SparseTableBuilder:
@@ -150,21 +156,20 @@ class SparseTableBuilder:
         self._shapes = level_shapes(geometry)
         self._grids = [OccupancyGrid(shape) for shape in self._shapes]
 
-    def build(self, keys_n: Keys) -> tuple[NDArray[np.int64], dict[str, Table]]:
+    def build(self, keys_n: Keys) -> tuple[Table, dict[str, Table]]:
         """Tables for voxels `keys_n` (ascending linear keys of the finest level).
 
         Returns:
-            The order in which the voxels must be fed, and the tables by graph input name.
+            The row of every voxel and, as the last, the number of rows; the tables by graph input name.
         """
         tables: dict[str, Table] = {}
         cells = self._grids[0].enter(keys_n)
         rows = self._grids[0].sort(cells)
-        order = np.empty(len(keys_n), np.int64)
-        order[rows.ranks_n1[:-1]] = np.arange(len(keys_n))
+        places = rows.ranks_n1
         for level, (grid, window) in enumerate(zip(self._grids, (*self._windows, TO_BEV), strict=False)):
             for segment, members in rows.segments():
                 near = _segment_window(*SEGMENTS[segment])
-                tables[f"subm_table_{level}_{segment}"] = grid.table(members, near, rows.ranks_n1)
+                tables[f"subm_table_{level}_{segment}"] = self._segment(grid, members, near, rows)
             target = self._grids[level + 1]
             reached = grid.reach(target, cells, window)
             if window is TO_BEV:
@@ -172,16 +177,29 @@ class SparseTableBuilder:
             else:
                 outputs = target.sort(reached)
                 for segment, members in outputs.segments():
-                    tables[f"down_table_{level}_{segment}"] = grid.table(members, window, rows.ranks_n1)
+                    tables[f"down_table_{level}_{segment}"] = self._segment(grid, members, window, rows)
                 rows = outputs
             grid.wipe(cells)
             cells = reached
         self._grids[-1].wipe(cells)
         tables["bev_table"] = self._bev_table(cells)
-        return order, tables
+        return places, tables
+
+    @staticmethod
+    def _segment(grid: OccupancyGrid, outputs_3m: Cells, window: Window, rows: SortedRows) -> Table:
+        if outputs_3m.shape[1] or rows.ranks_n1[-1] == 0:
+            return grid.table(outputs_3m, window, rows.ranks_n1)
+        return np.full((1, math.prod(window.kernel)), rows.ranks_n1[-1], np.int32)
 
     def _bev_table(self, cells_3n: Cells) -> Table:
         x, y, z = self._shapes[-1]
         table = np.full((x, y, z), cells_3n.shape[1], np.int32)
         table[tuple(cells_3n)] = np.arange(cells_3n.shape[1], dtype=np.int32)
         return table.reshape(x * y, z)
+
+
+def in_rows(features_nc: NDArray[np.float32], places_n1: Table) -> NDArray[np.float32]:
+    """Voxel features in the order of the tables' rows; rows without a voxel are zero."""
+    rows = np.zeros((places_n1[-1], features_nc.shape[1]), np.float32)
+    rows[places_n1[:-1]] = features_nc
+    return rows

@@ -271,7 +271,7 @@ def test_readme_commands(bundle: Bundle) -> None:
     text = (bundle.folder / "README.md").read_text()
     lidar = bundle.stages("fp16")["lidar"]
     command = trtexec_command(lidar, "fp16")
-    assert "--minShapes=voxels:1x5,subm_table_0_mid:0x9," in command
+    assert "--minShapes=voxels:1x5,subm_table_0_mid:1x9," in command
     assert "--maxShapes=voxels:4000x5," in command
     assert command.endswith("--fp16")
     assert command in text

@@ -104,17 +104,21 @@ class NumpySparseTables:
         tables["bev_table"] = self._bev_table(cells)
         return tables
 
-    def build(self, keys: Keys) -> tuple[NDArray[np.int64], dict[str, Table]]:
-        """Order of the voxels, and the tables by segment."""
+    def build(self, keys: Keys) -> tuple[Table, dict[str, Table]]:
+        """Row of every voxel and the number of rows, and the tables by segment."""
         whole, tables = self.whole(keys), {}
-        orders, kinds = [], []
+        orders, kinds, ranks_of = [], [], []
         for level in range(self._levels + 1):
             table = whole[f"subm_table_{level}"]
             occupied = (table < len(table)).reshape(-1, 9, 3).any(axis=1)
             kinds.append(occupied[:, 0] + 2 * occupied[:, 2])
             orders.append(np.argsort(kinds[-1], kind="stable"))
-        for level, order in enumerate(orders):
-            ranks = np.append(np.argsort(order), len(order)).astype(np.int32)
+            # A segment without voxels has one row of its own.
+            spare = [int(len(table) > 0 and not (kinds[-1] == kind).any()) for kind in range(4)]
+            shift = np.cumsum([0, *spare])
+            ranks = np.argsort(orders[-1]) + shift[kinds[-1]]
+            ranks_of.append(np.append(ranks, len(table) + shift[4]).astype(np.int32))
+        for level, (order, ranks) in enumerate(zip(orders, ranks_of, strict=True)):
             for kind, (name, slabs) in enumerate(HEIGHTS.items()):
                 near = whole[f"subm_table_{level}"].reshape(-1, 9, 3)[order][kinds[level][order] == kind]
                 tables[f"subm_table_{level}_{name}"] = ranks[near[:, :, slabs].reshape(len(near), 9 * len(slabs))]
@@ -122,8 +126,12 @@ class NumpySparseTables:
                     after = orders[level + 1]
                     under = whole[f"down_table_{level}"][after][kinds[level + 1][after] == kind]
                     tables[f"down_table_{level}_{name}"] = ranks[under]
+        for name, table in tables.items():
+            level = int(name.split("_")[2])
+            if len(table) == 0 and len(orders[level]):
+                tables[name] = np.full((1, table.shape[1]), ranks_of[level][-1])
         tables["out_table"], tables["bev_table"] = ranks[whole["out_table"]], whole["bev_table"]
-        return orders[0], tables
+        return ranks_of[0], tables
 
     def _bev_table(self, cells: Coordinates) -> Table:
         x, y, z = self._shapes[-1]

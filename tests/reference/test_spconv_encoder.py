@@ -1,0 +1,48 @@
+"""Our sparse encoder, tables and exported graph, against spconv on the real ten-sweep cloud."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from altermoma.ops.sparse_tables import level_shapes
+from altermoma.ops.voxels import Voxeliser
+
+pytestmark = [pytest.mark.reference, pytest.mark.real, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "sparse_encoder_bench.py"
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    """The benchmark, which holds spconv's encoder."""
+    if importlib.util.find_spec("spconv") is None:
+        pytest.skip("spconv is not installed")
+    if os.environ.get("OMP_NUM_THREADS") != "1":
+        pytest.skip("spconv's CPU kernels race with more than one OpenMP thread: set OMP_NUM_THREADS=1")
+    spec = importlib.util.spec_from_file_location("sparse_encoder_bench", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("variant", ["dense", "pruned, step 8"])
+def test_encoder_equals_spconvs(variant: str, bench: ModuleType, real_nuscenes: Path) -> None:
+    points = np.fromfile(real_nuscenes.parent / "nuscenes_ten_sweeps.bin", np.float16).reshape(-1, 5)
+    voxels = Voxeliser(bench.GEOMETRY)(points.astype(np.float32))
+    assert len(voxels.keys_n) > 100_000
+    encoder = bench.random_encoder(bench.variants()[variant])
+    cells = np.stack(np.unravel_index(voxels.keys_n, level_shapes(bench.GEOMETRY)[0]), axis=1)
+    indices = torch.from_numpy(np.pad(cells, ((0, 0), (1, 0)))).int()
+    expected = bench.without_gradients(bench.SpconvTwin(encoder), torch.from_numpy(voxels.features_nc), indices)
+    found = bench.Ours(encoder, voxels.keys_n, voxels.features_nc).graph()
+    assert found.shape == tuple(expected.shape)
+    assert float(np.abs(found - expected.numpy()).max()) < 1e-4 * float(expected.abs().max())
+    assert float(expected.abs().max()) > 0.1
