@@ -81,7 +81,7 @@ def test_voxels_that_reach_no_cell_are_answered(pipeline: Pipeline) -> None:
     of = frame(1)
     high = np.array([[3.9, 3.9, 2.99, 1.0, 0.0]], np.float32)
     host = FramePreparer(tall).prepare(dataclasses.replace(of, points_p5=high))
-    assert len(host["voxels"]) == 1
+    assert host["voxels"].any(axis=1).sum() == 1
     assert len(host["out_table"]) == 0
     found = Pipeline(tall, pipeline.runners)(of.images_vhw3, high, of.calibration)
     assert "lidar" not in found.timings_ms
