@@ -124,9 +124,9 @@ def sort_rows(cells_3n: I32, masks: U64, counts_4: I64, ranks_n1: I32, sorted_3n
         counts_4[kind] += 1
     places = np.zeros(4, np.int64)
     end = 0
-    for kind in range(4):
-        places[kind] = end
-        end += int(max(counts_4[kind], min(rows, 1)))
+    for segment in range(4):
+        places[segment] = end
+        end += int(max(counts_4[segment], min(rows, 1)))
     for row in range(rows):
         place = places[ranks_n1[row]]
         places[ranks_n1[row]] += 1
