@@ -21,6 +21,7 @@ from altermoma.ops.decode import decode
 from altermoma.ops.functional import pool_bev
 from altermoma.ops.images import image_warp
 from altermoma.ops.prepare import FramePreparer
+from altermoma.ops.sparse_tables import SparseTableBuilder, in_rows
 
 CONFIG = "projects/BEVFusion/configs/bevfusion_lidar-cam_voxel0075_second_secfpn_8xb4-cyclic-20e_nus-3d.py"
 RESNET101 = {"type": "mmdet.ResNet", "depth": 101, "out_indices": (1, 2, 3), "norm_eval": False}
@@ -200,10 +201,10 @@ class Comparison:
         lidar_bev = self.theirs.extract_pts_feat({"points": [points.clone()]})
         hook.remove()
         _, y, z = self.ours.config.geometry.sparse_shape
-        order = ((seen["cells"][:, 1].long() * y + seen["cells"][:, 2]) * z + seen["cells"][:, 3]).argsort()
-        yield Row(
-            stage="voxel means", error=relative(batch["voxels"], seen["features"][order]), note=f"{len(order)} voxels"
-        )
+        keys, order = ((seen["cells"][:, 1].long() * y + seen["cells"][:, 2]) * z + seen["cells"][:, 3]).sort()
+        places, _ = SparseTableBuilder(self.ours.config.geometry).build(keys.numpy())
+        rows = torch.from_numpy(in_rows(seen["features"][order].numpy(), places))
+        yield Row(stage="voxel means", error=relative(batch["voxels"], rows), note=f"{len(order)} voxels")
         yield Row(stage="sparse encoder", error=relative(self.ours.lidar_branch(batch), lidar_bev))
         return lidar_bev  # type: ignore[return-value]
 
