@@ -16,6 +16,7 @@ _PREFIXES = (
     ("decoder.neck.", "pts_neck."),
     ("heads.object.", "bbox_head."),
     ("heads.map.", "map_head."),
+    ("heads.map.", "map_head."),
 )
 _HEAD_PARTS = (
     ("self_attn.", "self_attn.attn."),

@@ -22,6 +22,8 @@ MIT_CHILDREN = {
     "pts_backbone": "decoder.backbone",
     "pts_neck": "decoder.neck",
     "bbox_head": "heads.object",
+    "pts_voxel_encoder": "encoders.lidar.backbone.pts_voxel_encoder",
+    "map_head": "heads.map",
 }
 MIT_DECODER = {
     "self_attn.attn": "self_attn",

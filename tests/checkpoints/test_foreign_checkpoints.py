@@ -21,6 +21,7 @@ from altermoma.checkpoints.io import model_from_checkpoint
 from altermoma.checkpoints.names_mit import from_mit, to_mit
 from altermoma.checkpoints.sparse_layout import to_out_first, to_out_last
 from altermoma.errors import CheckpointError
+from altermoma.models.fusion import FusionModel
 from altermoma.models.presets import config_of
 
 KEYS = Path(__file__).resolve().parents[3] / "shared" / "mmdet3d" / "bevfusion_checkpoint_keys.json"
@@ -59,6 +60,16 @@ def test_names_are_those_of_the_key_list() -> None:
     assert len(keys) == 582
     assert [from_mit(key["mit"]) for key in keys] == [key["mmdet3d"] for key in keys]
     assert [to_mit(key["mmdet3d"]) for key in keys] == [key["mit"] for key in keys]
+
+
+@pytest.mark.parametrize("preset", ["bevfusion-mit-swint-voxelnet-map", "bevfusion-mit-r101-pointpillars"])
+def test_names_of_pillars_and_of_the_map_head(preset: str) -> None:
+    """As mit-han-lab's PointPillarsEncoder and BEVSegmentationHead name their children."""
+    with torch.device("meta"):
+        ours = FusionModel(config_of(preset)).state_dict()
+    mit = list(as_mit(ours))
+    assert [from_mit(name) for name in mit] == list(ours)
+    assert [to_mit(name) for name in ours] == mit
 
 
 @pytest.mark.parametrize("channels", [(3, 3), (5, 16), (3, 16), (16, 3)])

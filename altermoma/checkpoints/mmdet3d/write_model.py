@@ -54,6 +54,8 @@ def model_table(config: ModelConfig) -> dict[str, Any]:
     Raises:
         UnsupportedError: a number of layers or a geometry that mmdet3d's classes do not have; names our field.
     """
+    if config.map is not None:
+        _refuse("map", "a map head", "boxes alone")
     config = nearest(config)
     geometry, channels = config.geometry, backbone_channels(config.backbone)
     lidar = _sparse(config.lidar)

@@ -1,20 +1,19 @@
 """Against mmdet3d itself: its model of our folder gives what ours gives, and its own checkpoint loads into the preset.
 
-Runs where mmdet3d, its BEVFusion project and spconv are installed; docs/checkpoints.md says how. spconv needs one
-OpenMP thread to be right on a CPU.
+Runs where mmdet3d and spconv are installed and ALTERMOMA_MMDET3D names an mmdetection3d checkout: docs/reference.md.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from mmdet3d_stages import build_mmdet3d, random_sample, stages
+from mmdet3d_standins import install
 from small_bevfusion import SMALL_SWIN, pruned_model, small_model
+from written_folder import build_mmdet3d, random_sample, stages, train_on_cpu
 
 from altermoma.checkpoints.convert import load_foreign
 from altermoma.checkpoints.mmdet3d.read_config import read_file
@@ -22,7 +21,7 @@ from altermoma.checkpoints.mmdet3d.write import write_mmdet3d
 from altermoma.models.presets import PRESETS
 
 pytestmark = [pytest.mark.reference, pytest.mark.filterwarnings("ignore")]
-STAND_INS = ("tvshim", "mmcv_ext_py", "bevfusion_stub")
+CHECKOUT = "ALTERMOMA_MMDET3D"
 OFFICIAL = "projects/BEVFusion/configs/bevfusion_lidar-cam_voxel0075_second_secfpn_8xb4-cyclic-20e_nus-3d.py"
 MODELS = {
     "dense": small_model,
@@ -34,18 +33,17 @@ MODELS = {
 
 @pytest.fixture(scope="module")
 def project() -> Path:
-    """Root of the mmdetection3d checkout whose BEVFusion project is registered."""
-    try:
-        for name in STAND_INS:
-            importlib.import_module(name)
-        importlib.import_module("spconv.pytorch")
-        module = importlib.import_module("projects.BEVFusion.bevfusion")
-    except (ImportError, AssertionError) as error:
-        pytest.skip(f"mmdet3d's BEVFusion cannot be imported: {error}")
+    """Root of the mmdetection3d checkout, with its BEVFusion project imported."""
+    if CHECKOUT not in os.environ:
+        pytest.skip(f"{CHECKOUT} names no mmdetection3d checkout")
     if os.environ.get("OMP_NUM_THREADS") != "1":
         pytest.skip("spconv's CPU kernels race with more than one OpenMP thread: set OMP_NUM_THREADS=1")
-    importlib.import_module("mmdet3d.utils").register_all_modules(init_default_scope=True)
-    return Path(str(module.__file__)).parents[3]
+    root = Path(os.environ[CHECKOUT])
+    try:
+        install(root)
+    except (ImportError, AssertionError) as error:
+        pytest.skip(f"mmdet3d's BEVFusion cannot be imported: {error}")
+    return root
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -66,8 +64,7 @@ def test_mmdet3d_trains_a_written_folder(
     kind: str, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Loss, a gradient for every parameter that is trained, and pipelines that can be built."""
-    if not torch.cuda.is_available():  # spconv asks for a stream on a CPU too
-        monkeypatch.setattr("spconv.pytorch.ops.get_current_stream", lambda: 0)
+    train_on_cpu(monkeypatch)
     from mmdet3d.registry import TRANSFORMS
     from mmengine.config import Config
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -82,6 +83,24 @@ def _lidar(ours: FusionModel, theirs: Any) -> tuple[Tensor, Tensor]:
     batch_xyz = torch.from_numpy(np.pad(cells, ((0, 0), (1, 0)))).int()
     rows = torch.from_numpy(in_rows(voxels.numpy(), places))
     return ours.pts_middle_encoder(rows, tables, 1), theirs.pts_middle_encoder(voxels, batch_xyz, 1)
+
+
+def train_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a loss and its gradient need beyond the stand-ins: pooling's gradient, box overlaps, spconv without CUDA."""
+
+    def pool_backward(gradient: Tensor, cells: Tensor, *_: Any) -> Tensor:
+        x, y, z, batch = cells.long().unbind(1)
+        return gradient[batch, z, x, y].contiguous()
+
+    def overlaps(first: Tensor, second: Tensor, ious: Tensor, **_: Any) -> None:
+        # Of no matter here: any finite cost gives an assignment.
+        ious.zero_()
+
+    pool = sys.modules["projects.BEVFusion.bevfusion.ops.bev_pool.bev_pool_ext"]
+    monkeypatch.setattr(pool, "bev_pool_backward", pool_backward)
+    monkeypatch.setattr(sys.modules["mmcv._ext"], "box_iou_rotated", overlaps, raising=False)
+    if not torch.cuda.is_available():
+        monkeypatch.setattr("spconv.pytorch.ops.get_current_stream", lambda: 0)
 
 
 def random_sample(theirs: Any, image_hw: tuple[int, int]) -> tuple[dict[str, Any], list[Any]]:
