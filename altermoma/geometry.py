@@ -44,6 +44,8 @@ class Geometry:
         voxel_size: metres along x, y, z.
         lidar: what the LiDAR branch is fed with: voxels for a sparse encoder, or pillars, which are one voxel high.
         max_voxels: voxels or pillars the LiDAR stage accepts; more are dropped with a counted warning.
+        level_rows: voxels that each level after the first accepts; more are dropped, those farthest from the LiDAR
+            first, with a counted warning. Empty: as many as there are.
         max_points_per_voxel: points averaged per voxel, or fed per pillar; later ones are ignored.
         point_features: columns of a point: x, y, z (m), intensity, time lag (s).
         lidar_levels: number of 2x downsamplings (x, y) in the sparse encoder; 0 with pillars.
@@ -61,6 +63,7 @@ class Geometry:
     voxel_size: tuple[float, float, float] = (0.2, 0.2, 0.3)
     lidar: Literal["voxels", "pillars"] = "voxels"
     max_voxels: int = 30000
+    level_rows: tuple[int, ...] = ()
     max_points_per_voxel: int = 10
     point_features: int = 5
     lidar_levels: int = 2

@@ -27,6 +27,7 @@ SMALL = ModelConfig(
         point_range=(-25.6, -25.6, -5.0, 25.6, 25.6, 3.0),
         voxel_size=(0.2, 0.2, 0.2),
         max_voxels=20000,
+        level_rows=(240000, 120000, 60000),
         lidar_levels=3,
         depth_bins=(1.0, 30.0, 1.0),
         pool_cell=0.8,

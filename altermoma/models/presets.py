@@ -26,6 +26,7 @@ NUSCENES = Geometry(
     point_range=(-54.0, -54.0, -5.0, 54.0, 54.0, 3.0),
     voxel_size=(0.075, 0.075, 0.2),
     max_voxels=160000,
+    level_rows=(240000, 120000, 60000),
     lidar_levels=3,
     depth_bins=(1.0, 60.0, 0.5),
     pool_cell=0.3,
@@ -60,6 +61,7 @@ def _bevfusion_mit_pillars(backbone: BackboneConfig) -> ModelConfig:
         point_range=(-51.2, -51.2, -5.0, 51.2, 51.2, 3.0),
         voxel_size=(0.2, 0.2, 8.0),
         max_voxels=60000,
+        level_rows=(),
         max_points_per_voxel=20,
         lidar_levels=0,
         head_stride=4,
@@ -84,6 +86,7 @@ def _with_map(config: ModelConfig) -> ModelConfig:
         point_range=(-51.2, -51.2, -5.0, 51.2, 51.2, 3.0),
         voxel_size=(0.1, 0.1, 0.2),
         max_voxels=120000,
+        level_rows=(180000, 90000, 45000),
         pool_cell=0.4,
     )
     return dataclasses.replace(config, geometry=geometry, map=MapConfig())

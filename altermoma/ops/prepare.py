@@ -30,7 +30,7 @@ class FramePreparer:
 
     Attributes:
         timings_ms: milliseconds of the last frame's parts: images, depth, voxels, tables.
-        dropped_voxels: voxels or pillars left out so far because a frame had more than `max_voxels`.
+        dropped_voxels: voxels or pillars left out so far because a frame had more than the model accepts.
     """
 
     def __init__(self, geometry: Geometry) -> None:
@@ -63,9 +63,10 @@ class FramePreparer:
         with self._timed("depth"):
             inputs["depth"] = depth_images(points_p5, calibration, image)
         with self._timed("voxels"):
-            self.dropped_voxels += self._lidar.sort(_moved(points_p5, lidar_aug_44))
+            self._lidar.sort(_moved(points_p5, lidar_aug_44))
         with self._timed("tables"):
             inputs.update(self._lidar.inputs())
+            self.dropped_voxels += self._lidar.dropped
             inputs.update(self._pooling(calibration, lidar_aug_44))
         return inputs
 
@@ -114,10 +115,14 @@ class _VoxelInputs:
     def __init__(self, geometry: Geometry) -> None:
         self._voxelise, self._tables = Voxeliser(geometry), SparseTableBuilder(geometry)
 
-    def sort(self, points_p5: NDArray[np.float32]) -> int:
-        """Sorts the points into cells; returns how many cells were dropped."""
+    def sort(self, points_p5: NDArray[np.float32]) -> None:
+        """Sorts the points into cells."""
         self._voxels = self._voxelise(points_p5)
-        return self._voxels.dropped
+
+    @property
+    def dropped(self) -> int:
+        """Cells of the last frame, of any level, that were left out."""
+        return self._voxels.dropped + self._tables.dropped
 
     def inputs(self) -> StageInputs:
         places, tables = self._tables.build(self._voxels.keys_n)
@@ -130,9 +135,13 @@ class _PillarInputs:
     def __init__(self, geometry: Geometry) -> None:
         self._build = PillarBuilder(geometry)
 
-    def sort(self, points_p5: NDArray[np.float32]) -> int:
-        """Sorts the points into pillars; returns how many pillars were dropped."""
+    def sort(self, points_p5: NDArray[np.float32]) -> None:
+        """Sorts the points into pillars."""
         self._pillars = self._build(points_p5)
+
+    @property
+    def dropped(self) -> int:
+        """Pillars of the last frame that were left out."""
         return self._pillars.dropped
 
     def inputs(self) -> StageInputs:
@@ -141,7 +150,8 @@ class _PillarInputs:
 
 def dropped_warning(count: int, geometry: Geometry) -> str:
     """What to say of a frame with more voxels or pillars than the model takes."""
-    return f"{count} {geometry.lidar} beyond the model's {geometry.max_voxels} were dropped"
+    levels = f" (at coarser levels {', '.join(map(str, geometry.level_rows))})" if geometry.level_rows else ""
+    return f"{count} {geometry.lidar} beyond the model's {geometry.max_voxels}{levels} were dropped"
 
 
 def same_calibration(first: Calibration, second: Calibration) -> bool:

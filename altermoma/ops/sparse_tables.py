@@ -149,9 +149,15 @@ class SortedRows:
 
 
 class SparseTableBuilder:
-    """Builds every table of one frame's sparse encoder. Holds the grids, so build one per thread."""
+    """Builds every table of one frame's sparse encoder. Holds the grids, so build one per thread.
+
+    Attributes:
+        dropped: voxels of the last frame that were left out because a level had more than `Geometry.level_rows`.
+    """
 
     def __init__(self, geometry: Geometry) -> None:
+        self.dropped = 0
+        self._geometry = geometry
         self._windows = level_windows(geometry.lidar_levels)
         self._shapes = level_shapes(geometry)
         self._grids = [OccupancyGrid(shape) for shape in self._shapes]
@@ -162,6 +168,7 @@ class SparseTableBuilder:
         Returns:
             The row of every voxel and, as the last, the number of rows; the tables by graph input name.
         """
+        self.dropped = 0
         tables: dict[str, Table] = {}
         cells = self._grids[0].enter(keys_n)
         rows = self._grids[0].sort(cells)
@@ -175,6 +182,7 @@ class SparseTableBuilder:
             if window is TO_BEV:
                 tables["out_table"] = grid.table(reached, window, rows.ranks_n1)
             else:
+                reached = self._within_limit(level + 1, reached)
                 outputs = target.sort(reached)
                 for segment, members in outputs.segments():
                     tables[f"down_table_{level}_{segment}"] = self._segment(grid, members, window, rows)
@@ -184,6 +192,22 @@ class SparseTableBuilder:
         self._grids[-1].wipe(cells)
         tables["bev_table"] = self._bev_table(cells)
         return places, tables
+
+    def _within_limit(self, level: int, cells_3n: Cells) -> Cells:
+        """The cells that a level accepts, nearest to the LiDAR first; the others are freed and counted."""
+        limits = self._geometry.level_rows
+        if not limits or cells_3n.shape[1] <= limits[level - 1]:
+            return cells_3n
+        kept = np.sort(np.argsort(self._squared_distances(level, cells_3n), kind="stable")[: limits[level - 1]])
+        grid, shape = self._grids[level], self._shapes[level]
+        self.dropped += cells_3n.shape[1] - len(kept)
+        grid.wipe(cells_3n)
+        return grid.enter(np.ravel_multi_index(tuple(cells_3n[:, kept]), shape).astype(np.int64))
+
+    def _squared_distances(self, level: int, cells_3n: Cells) -> NDArray[np.float64]:
+        """Of cells from the LiDAR in the ground plane, in squared metres."""
+        low, size = np.array(self._geometry.point_range[:2]), np.array(self._geometry.voxel_size[:2]) * (1 << level)
+        return np.square(low[:, None] + (cells_3n[:2] + 0.5) * size[:, None]).sum(axis=0)  # type: ignore[no-any-return]
 
     @staticmethod
     def _segment(grid: OccupancyGrid, outputs_3m: Cells, window: Window, rows: SortedRows) -> Table:

@@ -79,7 +79,10 @@ def test_shipped_contract_has_the_sizes_of_its_preset(preset: str) -> None:
     assert {name: found[name] for name in sizes} == sizes
     for name in ("camera_bev", "lidar_bev"):
         assert found[name][2:] == geometry.fused_shape
-    assert contract.axes["N" if pillars else "N0"].maximum == geometry.max_voxels
+    # Up to three of the four segments of a level may be empty and hold a row of no voxel.
+    assert contract.axes["N" if pillars else "N0"].maximum == geometry.max_voxels + (0 if pillars else 3)
+    for level, limit in enumerate(geometry.level_rows, start=1):
+        assert {contract.axes[f"N{level}_{segment}"].maximum for segment in SEGMENTS} == {limit}
     if pillars:
         assert found["pillar_table"] == ("N", geometry.max_points_per_voxel)
         assert contract.axes["P"].maximum == geometry.max_voxels * geometry.max_points_per_voxel

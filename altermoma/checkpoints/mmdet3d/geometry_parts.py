@@ -113,6 +113,7 @@ def read_geometry(
         pool_z=view.pool_z,
         # How sums are cut is our own choice, and the presets' is made for their contract.
         fan_in=NUSCENES.fan_in,
+        level_rows=NUSCENES.level_rows,
         point_features=point_features,
         lidar_levels=levels,
     )
