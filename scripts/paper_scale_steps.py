@@ -44,9 +44,15 @@ from altermoma.workflow.graphs import export_bundle
 from altermoma.workflow.place import Workplace
 
 RECIPE = PruneRecipe(
-    channel_step=16, lidar_channel_step=8, score_batches=2, reactivation_batches=2, reri_batches=1, batch_size=1
+    channel_step=16,
+    lidar_channel_step=8,
+    score_batches=2,
+    reactivation_batches=2,
+    reri_batches=1,
+    reactivation_lr=1e-6,
+    batch_size=1,
 )
-"""A handful of frames, one per batch; widths in the steps of a CPU."""
+"""Few frames, one per batch; widths in the steps of a CPU. Untrained weights have steep losses: a small step."""
 
 SPARSITIES = (0.8, 0.85, 0.9)
 TOLERANCE = 1e-3
