@@ -15,7 +15,7 @@ from torch import Tensor
 from altermoma.errors import PruningError
 from altermoma.models.fusion import FusionModel
 from altermoma.pruning.flops import count_flops
-from altermoma.pruning.prune import batches_needed, prune, score
+from altermoma.pruning.prune import batches_needed, prune, prune_by_scores, score
 from altermoma.pruning.surgery import shrink
 from altermoma.recipe import Partition, PruneRecipe
 
@@ -63,6 +63,19 @@ def test_the_same_again_bit_for_bit() -> None:
     assert first.widths_after == second.widths_after
     for name, tensor in first.model.state_dict().items():
         assert torch.equal(tensor, second.model.state_dict()[name]), name
+
+
+def test_one_scoring_serves_several_budgets() -> None:
+    model = fusion_model(BASIC)
+    whole = prune(model, batches(), RECIPE, loss_fn)
+    again = prune_by_scores(model, whole.scores, RECIPE, batches()[0][0])
+    assert again.to_json() == whole.to_json()
+    less = prune_by_scores(model, whole.scores, dataclasses.replace(RECIPE, amount=0.2), batches()[0][0])
+    assert less.got == pytest.approx(0.2, abs=0.01)
+    none = prune_by_scores(model, whole.scores, dataclasses.replace(RECIPE, amount=0.0), batches()[0][0])
+    assert none.widths_after == none.widths_before
+    with pytest.raises(PruningError, match="scores of channel group"):
+        prune_by_scores(model, {}, RECIPE, batches()[0][0])
 
 
 def test_kept_weights_are_those_of_the_dense_model() -> None:
