@@ -18,6 +18,7 @@ class ImageGeometry:
         height, width: network input in pixels.
         resize: factor on both sides of the native image, after which the bottom rows and the middle columns are kept;
             None fits the native width to the network's.
+        resample: filter of the resizing, as Pillow's.
         feature_stride: pixels of the network image per cell of the feature map that is lifted.
         mean, std: per RGB channel, on the 0-255 scale.
     """
@@ -26,6 +27,7 @@ class ImageGeometry:
     height: int = 96
     width: int = 256
     resize: float | None = None
+    resample: Literal["bilinear", "bicubic"] = "bilinear"
     feature_stride: int = 8
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)

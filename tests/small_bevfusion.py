@@ -23,7 +23,7 @@ from altermoma.pruning.surgery import shrink
 
 SMALL = ModelConfig(
     geometry=Geometry(
-        image=ImageGeometry(height=64, width=160, resize=0.12),
+        image=ImageGeometry(height=64, width=160, resize=0.12, resample="bicubic"),
         point_range=(-25.6, -25.6, -5.0, 25.6, 25.6, 3.0),
         voxel_size=(0.2, 0.2, 0.2),
         max_voxels=20000,

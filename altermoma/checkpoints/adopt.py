@@ -21,6 +21,7 @@ from altermoma.storage import cache_folder, content_key, sha256_of
 _INSIDE = ("backbone", "camera.neck", "camera.depth_widths", "camera.depthnet", "camera.channels", "bev", "lidar")
 _PREPARATION = (
     "geometry.image.resize",
+    "geometry.image.resample",
     "geometry.image.mean",
     "geometry.image.std",
     "geometry.max_points_per_voxel",

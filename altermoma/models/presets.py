@@ -22,7 +22,7 @@ from altermoma.models.config import (
 from altermoma.models.fusion import FusionModel
 
 NUSCENES = Geometry(
-    image=ImageGeometry(height=256, width=704, resize=0.48),
+    image=ImageGeometry(height=256, width=704, resize=0.48, resample="bicubic"),
     point_range=(-54.0, -54.0, -5.0, 54.0, 54.0, 3.0),
     voxel_size=(0.075, 0.075, 0.2),
     max_voxels=160000,

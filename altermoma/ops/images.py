@@ -11,6 +11,10 @@ from PIL import Image
 from altermoma.errors import DataError
 from altermoma.geometry import ImageGeometry
 
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_FILTER_REACH = 2
+"""Output pixels that Pillow's bicubic filter reaches on either side when it shrinks."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageWarp:
@@ -43,22 +47,23 @@ def image_warp(native_hw: tuple[int, int], image: ImageGeometry) -> ImageWarp:
 
 
 def resize_crop(images_vhw3: NDArray[np.uint8], image: ImageGeometry) -> NDArray[np.uint8]:
-    """uint8 [V, native height, native width, 3] -> uint8 [V, H, W, 3]."""
+    """uint8 [V, native height, native width, 3] -> uint8 [V, H, W, 3]; the same as resizing everything and cropping."""
     native_height, native_width = images_vhw3.shape[1:3]
     warp = image_warp((native_height, native_width), image)
     height, width = warp.resized_hw
-    # Pixels that would be cropped are not resampled at all.
-    kept = (
-        warp.left * native_width / width,
-        warp.top * native_height / height,
-        (warp.left + image.width) * native_width / width,
+    # Pixels that would be cropped are not resampled, but for those that the filter of the outermost kept ones reaches.
+    left, top = max(warp.left - _FILTER_REACH, 0), max(warp.top - _FILTER_REACH, 0)
+    right = min(warp.left + image.width + _FILTER_REACH, width)
+    box = (
+        left * native_width / width,
+        top * native_height / height,
+        right * native_width / width,
         float(native_height),
     )
-    size = (image.width, image.height)
-    resized = [
-        np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR, kept)) for picture in images_vhw3
-    ]
-    return np.stack(resized)
+    size, resample = (right - left, height - top), _FILTERS[image.resample]
+    pictures = [np.asarray(Image.fromarray(picture).resize(size, resample, box)) for picture in images_vhw3]
+    resized: NDArray[np.uint8] = np.stack(pictures)
+    return resized[:, warp.top - top :, warp.left - left : warp.left - left + image.width]
 
 
 def normalise(images_vhw3: NDArray[np.uint8], image: ImageGeometry) -> NDArray[np.float32]:

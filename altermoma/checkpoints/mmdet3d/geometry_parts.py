@@ -100,6 +100,8 @@ def read_geometry(
             height=view.image_hw[0],
             width=view.image_hw[1],
             resize=resize,
+            # What Pillow does unless told otherwise, and ImageAug3D does not tell.
+            resample="bicubic",
             feature_stride=view.stride,
             mean=_three(pictures.mean),
             std=_three(pictures.std),
