@@ -38,7 +38,7 @@ from altermoma.pruning.prune import PruneResult, batches_needed, prune_by_scores
 from altermoma.pruning.surgery import kept_entries, mask
 from altermoma.pruning.unstructured import element_scores, global_masks, sparsity_report
 from altermoma.recipe import DataRecipe, ExportRecipe, Precision, PruneRecipe, Recipe
-from altermoma.storage import atomic_path, write_json
+from altermoma.storage import atomic_path, read_json, write_json
 from altermoma.training.losses import task_loss
 from altermoma.workflow.graphs import export_bundle
 from altermoma.workflow.place import Workplace
@@ -63,11 +63,12 @@ Data = Annotated[Path, typer.Option(help="Folder with nuscenes_one_frame and nus
 Runs = Annotated[Path, typer.Option(help="Folder of the results.")]
 Amount = Annotated[float, typer.Option(help="Share of the FLOPs to remove; 0 for the dense model.")]
 Precise = Annotated[str, typer.Option(help="fp32 or fp16.")]
+Timed = Annotated[bool, typer.Option(help="Prune where time is: greedily, by profile.json of the dense model.")]
 
 
-def label(amount: float) -> str:
+def label(amount: float, *, timed: bool = False) -> str:
     """How files of a budget are called."""
-    return f"pruned-{100 * amount:.1f}" if amount > 0 else "dense"
+    return f"{'timed' if timed else 'pruned'}-{100 * amount:.1f}" if amount > 0 else "dense"
 
 
 def real_frame(data: Path) -> Frame:
@@ -127,23 +128,24 @@ def score_step(*, preset: Preset, data: Data, runs: Runs) -> None:
 
 
 @app.command("prune")
-def prune_step(*, preset: Preset, data: Data, runs: Runs, amount: Amount) -> None:
+def prune_step(*, preset: Preset, data: Data, runs: Runs, amount: Amount, timed: Timed = False) -> None:
     """Removes a share of the FLOPs by the scores: widths, costs, and mask equivalence. 0 counts the dense model."""
-    folder, frame = runs / preset, real_frame(data)
+    folder, frame, name = runs / preset, real_frame(data), label(amount, timed=timed)
     model = model_from_checkpoint(folder / "dense.safetensors")
     batch = batch_of(frame, model)
     record: dict[str, Any] = {"preset": preset, "amount": amount}
     with measured(record):
-        recipe = dataclasses.replace(RECIPE, amount=amount)
-        result = prune_by_scores(model, load_file(folder / "scores.safetensors"), recipe, batch)
+        recipe = dataclasses.replace(RECIPE, amount=amount, selection="greedy" if timed else "threshold")
+        layer_ms = read_json(folder / "profile.json")["layer_ms"] if timed else None
+        result = prune_by_scores(model, load_file(folder / "scores.safetensors"), recipe, batch, layer_ms)
     record |= result.to_json()
     record["layers"] = [dataclasses.asdict(layer) for layer in result.flops_after.layers]
     if amount > 0:
         record["mask_equivalence"] = mask_equivalence(model, result, batch)
         kept = {name: channels.tolist() for name, channels in result.keep.items()}
         metadata = {"preset": preset, "kept": kept}
-        save_checkpoint(folder / f"{label(amount)}.safetensors", result.model.state_dict(), metadata)
-    write_json(folder / f"{label(amount)}-prune.json", record)
+        save_checkpoint(folder / f"{name}.safetensors", result.model.state_dict(), metadata)
+    write_json(folder / f"{name}-prune.json", record)
 
 
 @torch.no_grad()
@@ -178,9 +180,11 @@ def masks_step(*, preset: Preset, data: Data, runs: Runs) -> None:
 
 
 @app.command("export")
-def export_step(*, preset: Preset, data: Data, runs: Runs, amount: Amount, precision: Precise = "fp32") -> None:
+def export_step(
+    *, preset: Preset, data: Data, runs: Runs, amount: Amount, precision: Precise = "fp32", timed: Timed = False
+) -> None:
     """A bundle of the dense or a pruned model, checked on the real frame; with the time and memory that it takes."""
-    folder, name = runs / preset, label(amount)
+    folder, name = runs / preset, label(amount, timed=timed)
     checkpoint, bundle = folder / f"{name}.safetensors", folder / f"{name}-{precision}"
     recipe = Recipe(
         name=f"{preset}-{name}",

@@ -218,6 +218,21 @@ def flop_costs(
     return CostModel(shapes, factors, covering, rest)
 
 
+def time_costs(
+    model: nn.Module, report: FlopReport, groups: Sequence[ChannelGroup], layer_ms: Mapping[str, float]
+) -> CostModel:
+    """Measured time as a function of widths, each layer's in proportion to its weight as `flop_costs` has it.
+
+    Args:
+        model: the dense model.
+        report: its FLOPs, which name the layers.
+        groups: all its channel groups.
+        layer_ms: milliseconds of layers; one that is not named takes no time.
+    """
+    layers = (replace(layer, padded=layer_ms.get(layer.name, 0.0)) for layer in report.layers)
+    return flop_costs(model, FlopReport(layers=tuple(layers)), groups)
+
+
 def _with_pooling(model: nn.Module, groups: Sequence[ChannelGroup]) -> tuple[Sequence[ChannelGroup], int]:
     """Groups that also cover the pooling, which has no weight but works per lifted channel; and how many it has."""
     lift = cast(nn.Sequential, model.get_submodule("view_transform.depthnet"))

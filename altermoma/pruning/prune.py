@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -14,7 +14,7 @@ from altermoma.progress import say
 from altermoma.pruning.altereva import AlterEvaOptions, altereva, measure_terms
 from altermoma.pruning.channels import ChannelGroup, ChannelVectors, Keep, select_groups
 from altermoma.pruning.costs import CostModel, channel_costs
-from altermoma.pruning.flops import FlopReport, count_flops, flop_costs, parameter_costs
+from altermoma.pruning.flops import FlopReport, count_flops, flop_costs, parameter_costs, time_costs
 from altermoma.pruning.groups import fusion_groups
 from altermoma.pruning.indicators import ChannelTerms, ScoringData, Terms
 from altermoma.pruning.kept import Kept
@@ -105,14 +105,23 @@ def prune(
 
 
 def prune_by_scores(
-    model: ModelT, scores: ChannelVectors, recipe: PruneRecipe, reference: FrameBatch
+    model: ModelT,
+    scores: ChannelVectors,
+    recipe: PruneRecipe,
+    reference: FrameBatch,
+    layer_ms: Mapping[str, float] | None = None,
 ) -> PruneResult[ModelT]:
     """Selects and removes channels by scores that `score` gave for the recipe's scope: several budgets, one scoring.
+
+    With `layer_ms`, milliseconds of the dense model's layers, the greedy selection prunes where time is: it saves the
+    most time for the lost score while the budget counts what the recipe says.
 
     Raises:
         PruningError: an unreachable budget, or scores of other channels.
     """
-    return _carried_out(_plan(model, recipe, reference), model, scores)
+    plan = _plan(model, recipe, reference)
+    price = None if layer_ms is None else time_costs(model, plan.flops, plan.groups, layer_ms)
+    return _carried_out(plan, model, scores, price)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,9 +156,11 @@ def _plan(model: nn.Module, recipe: PruneRecipe, frame: FrameBatch) -> _Plan:
     return _Plan(recipe=recipe, frame=frame, groups=groups, scoped=scoped, flops=flops, cost=cost, options=options)
 
 
-def _carried_out(plan: _Plan, model: ModelT, scores: ChannelVectors) -> PruneResult[ModelT]:
+def _carried_out(
+    plan: _Plan, model: ModelT, scores: ChannelVectors, price: CostModel | None = None
+) -> PruneResult[ModelT]:
     wanted = plan.recipe.amount > 0
-    selection = select(plan.scoped, scores, plan.cost, plan.options) if wanted else keep_all(plan.scoped)
+    selection = select(plan.scoped, scores, plan.cost, plan.options, price) if wanted else keep_all(plan.scoped)
     smaller = shrink(model, plan.groups, selection.keep)
     before = {group.name: group.width for group in plan.groups}
     result = PruneResult(

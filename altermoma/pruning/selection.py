@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -63,7 +64,11 @@ def allowed_widths(width: int, step: int, floor: int) -> tuple[int, ...]:
 
 
 def select(
-    groups: Sequence[ChannelGroup], scores: ChannelVectors, cost: CostModel, options: SelectionOptions
+    groups: Sequence[ChannelGroup],
+    scores: ChannelVectors,
+    cost: CostModel,
+    options: SelectionOptions,
+    price: CostModel | None = None,
 ) -> Selection:
     """Chooses the channels with the highest scores within the budget.
 
@@ -75,14 +80,20 @@ def select(
         scores: importance of their channels.
         cost: what the budget counts.
         options: budget and granularity.
+        price: what the greedy search saves per lost score, time for one; the budget's cost where left out.
 
     Raises:
-        PruningError: scores that are not finite, or a budget out of reach; the message says what is in reach.
+        PruningError: scores that are not finite, a budget out of reach (the message says what is in reach), or a
+            price for the threshold, which has no use for it.
     """
     _check_scores(groups, scores)
     choices = check_budget(groups, cost, options)
-    search = _by_threshold if options.method == "threshold" else _by_greed
-    widths = search(groups, scores, cost, options.amount, choices)
+    if options.method == "greedy":
+        widths = _by_greed(groups, scores, cost, options.amount, choices, price or cost)
+    elif price is None:
+        widths = _by_threshold(groups, scores, cost, options.amount, choices)
+    else:
+        raise PruningError("a price of channels with one threshold for all", expected='prune.selection = "greedy"')
     keep = {group.name: best_channels(scores[group.name], widths[group.name]) for group in groups}
     return Selection(keep=keep, widths=widths, asked=options.amount, got=cost.removed_share(widths))
 
@@ -174,9 +185,14 @@ def _turn_ties(
 
 
 def _by_greed(
-    groups: Sequence[ChannelGroup], scores: ChannelVectors, cost: CostModel, amount: float, choices: Choices
+    groups: Sequence[ChannelGroup],
+    scores: ChannelVectors,
+    cost: CostModel,
+    amount: float,
+    choices: Choices,
+    price: CostModel,
 ) -> dict[str, int]:
-    """Removes, again and again, the block with the least score per cost saved that still fits into the budget.
+    """Removes, again and again, the block with the least score per price saved that still fits into the budget.
 
     Scores count from the lowest of all, so that none is negative and a division by cost keeps their order. When nothing
     fits any more, one last block that overshoots goes too if that comes nearer.
@@ -194,7 +210,8 @@ def _by_greed(
             saving = 0.0 if narrower is None else cost.saving(widths, name, narrower)
             if narrower is not None and saving > 0.0:
                 lost = float(sums[name][dense[name] - narrower] - sums[name][dense[name] - width])
-                blocks.append((lost / saving, name, narrower, saving))
+                worth = price.saving(widths, name, narrower)
+                blocks.append((lost / worth if worth > 0.0 else math.inf, name, narrower, saving))
         fitting = [block for block in blocks if removed + block[3] <= target * (1 + 1e-9)]
         if not fitting:
             break

@@ -96,6 +96,22 @@ def test_greedy_first_removes_the_cheapest_loss_per_cost() -> None:
     assert found.widths == {"g0": 1, "g1": 2}
 
 
+def test_greedy_saves_the_most_price_for_the_lost_score() -> None:
+    groups, cost = chain(4, 4, 4)
+    scores = {group.name: torch.arange(4).double() for group in groups}
+    shapes = {f"conv{index}": shape for index, shape in enumerate([(4, 3), (4, 4), (4, 4), (2, 4)])}
+    options = SelectionOptions(amount=0.2, step=1, floor=1, method="greedy")
+    for slow in ("g0", "g2"):
+        # Only the layer that the slow group is computed by and reads from takes time.
+        layers = {"g0": "conv0", "g2": "conv3"}
+        price = CostModel(shapes, {layers[slow]: 1.0}, groups)
+        found = select(groups, scores, cost, options, price)
+        assert min(found.widths, key=lambda name: found.widths[name]) == slow
+        assert found.got == pytest.approx(0.2, abs=0.06)
+    with pytest.raises(PruningError, match="one threshold"):
+        select(groups, scores, cost, replace(options, method="threshold"), price)
+
+
 def test_the_nearest_threshold_is_found_by_trying_all() -> None:
     groups, cost = chain(24, 40, 8)
     scores = random_scores(groups, 9)
