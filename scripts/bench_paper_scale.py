@@ -1,6 +1,7 @@
 """Latency of the bundles that `paper_scale_table.py` exported: dense and pruned interleaved, one thread, whole frames.
 
-    python scripts/bench_paper_scale.py --preset bevfusion-mit-r101-second --data ../shared/real --runs runs/paper
+    python scripts/bench_paper_scale.py --preset bevfusion-mit-r101-second --data ../shared/real --runs runs/paper \\
+        --variants dense --variants pruned-31.2 --variants pruned-56.7
 
 Every round runs the frame (ten sweeps) through every variant, in an order that rotates, and is added to the file: a
 bench that was cut off goes on, and more rounds can be added later. Beside the wall clock it takes the processor time of
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 import typer
-from paper_scale_steps import Data, Preset, Runs, label, real_frame
+from paper_scale_steps import Data, Preset, Runs, real_frame
 
 from altermoma.deploy.benchmark import FRAME, conditions, pinned_threads
 from altermoma.deploy.pipeline import Pipeline, Stopwatch
@@ -58,22 +59,21 @@ def main(
     preset: Preset,
     data: Data,
     runs: Runs,
-    amounts: Annotated[list[float], typer.Option(help="Shares of the FLOPs that were removed; 0 is dense.")],
+    variants: Annotated[list[str], typer.Option(help="Bundles to run: dense, pruned-56.7 and so on; repeatable.")],
     rounds: Annotated[int, typer.Option(help="Measured passes over all variants.")] = 5,
 ) -> None:
     """Adds rounds to <runs>/<preset>/bench.json."""
     folder = runs / preset
     file = folder / "bench.json"
     frame = real_frame(data)
-    names = [label(amount) for amount in amounts]
     with pinned_threads(1):
-        pipelines = {name: Pipeline.from_bundle(folder / f"{name}-fp32", threads=1) for name in names}
+        pipelines = {name: Pipeline.from_bundle(folder / f"{name}-fp32", threads=1) for name in variants}
         for pipeline in track(pipelines.values(), "warm-up"):
             run_frame(pipeline, frame)
         for number in track(range(rounds), "rounds"):
             record: dict[str, Any] = read_json(file) if file.is_file() else {"rounds": []}
-            turn = number % len(names)
-            found = {name: run_frame(pipelines[name], frame) for name in names[turn:] + names[:turn]}
+            turn = number % len(variants)
+            found = {name: run_frame(pipelines[name], frame) for name in variants[turn:] + variants[:turn]}
             record["rounds"].append({"variants": found, "conditions": conditions(1)})
             write_json(file, record)
 

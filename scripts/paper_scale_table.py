@@ -55,18 +55,18 @@ def rows(lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *body)) + "\n"
 
 
-def present(folder: Path, suffix: str) -> Iterator[tuple[float, dict[str, Any]]]:
-    """Amount and record of every budget whose file is there."""
-    for amount in AMOUNTS:
-        file = folder / f"{label(amount)}-{suffix}.json"
+def present(folder: Path, suffix: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and record of every variant whose file is there."""
+    for name in (*map(label, AMOUNTS), *(label(amount, timed=True) for amount in AMOUNTS[1:])):
+        file = folder / f"{name}-{suffix}.json"
         if file.is_file():
-            yield amount, read_json(file)
+            yield name, read_json(file)
 
 
 def costs(folder: Path) -> str:
     lines = [["", "M parameters", *(f"{s}" for s in STAGES), "GFLOPs padded", "fewer", "GFLOPs real", "fewer"]]
     dense: dict[str, Any] = {}
-    for amount, record in present(folder, "prune"):
+    for name, record in present(folder, "prune"):
         found = record["flops_after"]
         dense = dense or found
         stages = [
@@ -77,19 +77,19 @@ def costs(folder: Path) -> str:
         totals = []
         for key in ("total", "total_real"):
             totals += [f"{found[key] / 1e9:.2f}", f"{100 * (1 - found[key] / dense[key]):.2f} %"]
-        lines.append([label(amount), f"{record['params_after'] / 1e6:.2f}", *stages, *totals])
+        lines.append([name, f"{record['params_after'] / 1e6:.2f}", *stages, *totals])
     return rows(lines)
 
 
 def exports(folder: Path) -> str:
     lines = [["", "s", "s of processor", "peak GiB", "ONNX MiB", "parity: worst stage", "whole frame", "lint warnings"]]
     for precision in ("fp32", "fp16"):
-        for amount, record in present(folder, f"{precision}-export"):
+        for name, record in present(folder, f"{precision}-export"):
             parity = record["parity"]
             worst = max(parity["stages"], key=lambda stage: parity["stages"][stage]["scaled_max"])
             lines.append(
                 [
-                    f"{label(amount)} {precision}",
+                    f"{name} {precision}",
                     f"{record['seconds']:.0f}",
                     f"{record['processor_seconds']:.0f}",
                     f"{record['peak_gib']:.2f}",
@@ -103,8 +103,8 @@ def exports(folder: Path) -> str:
 
 
 def equivalence(folder: Path) -> str:
-    found = [(a, max(r["mask_equivalence"].values())) for a, r in present(folder, "prune") if "mask_equivalence" in r]
-    return "; ".join(f"{label(amount)}: {error:.1e}" for amount, error in found)
+    found = [(n, max(r["mask_equivalence"].values())) for n, r in present(folder, "prune") if "mask_equivalence" in r]
+    return "; ".join(f"{name} {error:.1e}" for name, error in found)
 
 
 def times(record: dict[str, Any], clock: str) -> dict[str, Times]:
@@ -119,7 +119,7 @@ def times(record: dict[str, Any], clock: str) -> dict[str, Times]:
 def latency(folder: Path) -> str:
     """Medians by stage with R, by the processor's clock, and the frame's percentiles by the wall's."""
     record = read_json(folder / "bench.json")
-    flops = {label(a): r["flops_after"] for a, r in present(folder, "prune")}
+    flops = {name: found["flops_after"] for name, found in present(folder, "prune")}
     work, wall = times(record, "processor"), times(record, "wall")
     parts = ["host", *STAGES, "decode", FRAME]
     lines = [["processor ms, p50", *parts, "wall p50 / p90 / p99"]]
@@ -150,8 +150,8 @@ def share(found: Times, dense: Times, after: dict[str, Any], before: dict[str, A
 def widths(folder: Path) -> str:
     """Dense and pruned width of every group of both backbones, equal neighbours of one name pattern joined."""
     found = dict(present(folder, "prune"))
-    groups = {n: p for n, p in found[0.0]["partitions"].items() if p in ("camera", "lidar")}
-    lines = [["group", *(label(amount) for amount in found)]]
+    groups = {n: p for n, p in found[label(0.0)]["partitions"].items() if p in ("camera", "lidar")}
+    lines = [["group", *found]]
     for name in groups:
         cells = [str(record["widths_after"][name]) for record in found.values()]
         lines.append([f"`{name}`", *cells])
