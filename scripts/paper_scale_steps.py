@@ -54,6 +54,12 @@ RECIPE = PruneRecipe(
 )
 """Few frames, one per batch; widths in the steps of a CPU. Untrained weights have steep losses: a small step."""
 
+
+def of_frames(count: int) -> PruneRecipe:
+    """The recipe with so many frames for the contribution and for the reactivation."""
+    return dataclasses.replace(RECIPE, score_batches=count, reactivation_batches=count)
+
+
 SPARSITIES = (0.8, 0.85, 0.9)
 TOLERANCE = 1e-3
 
@@ -63,6 +69,7 @@ Data = Annotated[Path, typer.Option(help="Folder with nuscenes_one_frame and nus
 Runs = Annotated[Path, typer.Option(help="Folder of the results.")]
 Amount = Annotated[float, typer.Option(help="Share of the FLOPs to remove; 0 for the dense model.")]
 Precise = Annotated[str, typer.Option(help="fp32 or fp16.")]
+Frames = Annotated[int, typer.Option(help="Frames that the scores are made of.")]
 Timed = Annotated[bool, typer.Option(help="Prune where time is: greedily, by profile.json of the dense model.")]
 
 
@@ -86,12 +93,12 @@ def dense_model(preset: str, frame: Frame) -> FusionModel:
     return random_model(preset, lambda model: batch_of(frame, model))
 
 
-def scoring_batches(frame: Frame, model: FusionModel) -> list[tuple[FrameBatch, list[Boxes]]]:
+def scoring_batches(frame: Frame, model: FusionModel, recipe: PruneRecipe) -> list[tuple[FrameBatch, list[Boxes]]]:
     """The frame as it is, then moved as in training: as many frames as the scores take."""
     geometry, truth = model.config.geometry, frame.truth or Boxes.empty()
     preparer, rng = FramePreparer(geometry), np.random.default_rng(0)
     batches = [(collate([preparer.prepare(frame)], geometry), [truth])]
-    while len(batches) < batches_needed(RECIPE):
+    while len(batches) < batches_needed(recipe):
         moved = Augment().matrix(rng)
         batches.append((collate([preparer.prepare(frame, lidar_aug_44=moved)], geometry), [move_boxes(truth, moved)]))
     return batches
@@ -110,16 +117,17 @@ def measured(record: dict[str, Any]) -> Iterator[None]:
 
 
 @app.command("score")
-def score_step(*, preset: Preset, data: Data, runs: Runs) -> None:
+def score_step(*, preset: Preset, data: Data, runs: Runs, frames: Frames = 2) -> None:
     """AlterMOMA scores of every channel group, with the time and memory that they take."""
     frame = real_frame(data)
     model = dense_model(preset, frame)
-    batches = scoring_batches(frame, model)
-    groups = select_groups(fusion_groups(model), RECIPE.scope)
-    record: dict[str, Any] = {"preset": preset, "recipe": dataclasses.asdict(RECIPE)}
+    recipe = of_frames(frames)
+    batches = scoring_batches(frame, model, recipe)
+    groups = select_groups(fusion_groups(model), recipe.scope)
+    record: dict[str, Any] = {"preset": preset, "recipe": dataclasses.asdict(recipe)}
     record["voxels"] = [len(batch["voxels"]) for batch, _ in batches if "voxels" in batch.tensors]
     with measured(record):
-        scores = score(model, groups, batches, RECIPE, task_loss)
+        scores = score(model, groups, batches, recipe, task_loss)
     save_checkpoint(runs / preset / "dense.safetensors", model.state_dict(), {"preset": preset})
     with atomic_path(runs / preset / "scores.safetensors") as draft:
         save_file(scores, draft)
@@ -165,14 +173,15 @@ def mask_equivalence(dense: FusionModel, result: PruneResult[FusionModel], batch
 
 
 @app.command("masks")
-def masks_step(*, preset: Preset, data: Data, runs: Runs) -> None:
+def masks_step(*, preset: Preset, data: Data, runs: Runs, frames: Frames = 2) -> None:
     """Unstructured masks of the paper's sparsities by element-wise scores: what is gone, by partition and layer."""
     folder, frame = runs / preset, real_frame(data)
     model = model_from_checkpoint(folder / "dense.safetensors")
-    batches = scoring_batches(frame, model)
-    record: dict[str, Any] = {"preset": preset, "sparsities": {}}
+    recipe = of_frames(frames)
+    batches = scoring_batches(frame, model, recipe)
+    record: dict[str, Any] = {"preset": preset, "recipe": dataclasses.asdict(recipe), "sparsities": {}}
     with measured(record):
-        scores = element_scores(model, batches, RECIPE, task_loss)
+        scores = element_scores(model, batches, recipe, task_loss)
         for sparsity in SPARSITIES:
             report = sparsity_report(model, global_masks(model, scores, sparsity))
             record["sparsities"][str(sparsity)] = dataclasses.asdict(report)

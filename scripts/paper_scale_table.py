@@ -28,6 +28,7 @@ from altermoma.storage import read_json, write_text
 
 AMOUNTS = (0.0, 0.312, 0.567)
 STAGES = ("camera", "view", "lidar", "fusion", "head")
+MARKER = "<!-- Below this line: written by scripts/paper_scale_table.py. Above it: by hand. -->"
 STEPS = Path(__file__).with_name("paper_scale_steps.py")
 
 Times = dict[str, NDArray[np.float64]]
@@ -173,6 +174,7 @@ def section(preset: str, folder: Path) -> str:
     recipe = scored["recipe"]
     text = [
         f"## {preset}",
+        "",
         f"Scores of {recipe['score_batches']} frames (reactivation {recipe['reactivation_batches']}, ReRI "
         f"{recipe['reri_batches']}): {scored['seconds']:.0f} s, {scored['processor_seconds']:.0f} s of processor, "
         f"peak {scored['peak_gib']:.2f} GiB, {scored['threads']} threads, load {scored['load_1min']}.",
@@ -203,9 +205,8 @@ def main(
         if not only_write:
             run_missing(preset, data, runs)
     system = f"{platform.system()}, torch {torch.__version__}, ONNX Runtime {onnxruntime.__version__}"
-    head = "# At the paper's scale\n\nRandom weights, a real frame with ten sweeps, channels in steps of 16 (8 in the "
-    head += f"sparse encoder); {system}.\n"
-    write_text(out, "\n".join([head, *(section(preset, runs / preset) for preset in presets)]))
+    head = out.read_text(encoding="utf-8").partition(MARKER)[0] if out.is_file() else "# At the paper's scale\n\n"
+    write_text(out, "\n".join([head + MARKER, "", f"{system}.", "", *(section(name, runs / name) for name in presets)]))
 
 
 if __name__ == "__main__":
