@@ -26,6 +26,9 @@ def pixel_rays(
     """LiDAR-frame rays of every feature pixel: directions [V, h, w, 3] per metre of depth, origins [V, 3], metres.
 
     `lidar_aug_44` is the augmentation that was applied to the points, so that both branches meet in one frame.
+
+    Raises:
+        DataError: a calibration that cannot be inverted.
     """
     image = geometry.image
     height, width = image.feature_hw
@@ -35,10 +38,18 @@ def pixel_rays(
     pixels_hw3 = np.ones((height, width, 3))
     pixels_hw3[..., 0] = (column_w + warp.left) / warp.scale
     pixels_hw3[..., 1] = ((row_h + warp.top) / warp.scale)[:, None]
-    lidar_from_camera_v44 = np.linalg.inv(calibration.camera_from_lidar_v44)
+    try:
+        lidar_from_camera_v44 = np.linalg.inv(calibration.camera_from_lidar_v44)
+        camera_from_pixel_v33 = np.linalg.inv(calibration.intrinsics_v33)
+    except np.linalg.LinAlgError as error:
+        raise DataError(
+            "a matrix of the calibration has no inverse",
+            expected="intrinsics [fx 0 cx; 0 fy cy; 0 0 1] and rigid poses",
+            remedy="look for a camera whose calibration is all zeros or was loaded in part",
+        ) from error
     if lidar_aug_44 is not None:
         lidar_from_camera_v44 = lidar_aug_44 @ lidar_from_camera_v44
-    rays_v33 = lidar_from_camera_v44[:, :3, :3] @ np.linalg.inv(calibration.intrinsics_v33)
+    rays_v33 = lidar_from_camera_v44[:, :3, :3] @ camera_from_pixel_v33
     return np.einsum("vij,hwj->vhwi", rays_v33, pixels_hw3), lidar_from_camera_v44[:, :3, 3]
 
 
@@ -55,7 +66,7 @@ def build_pooling_tables(
     `lidar_aug_44` is the augmentation that was applied to the points.
 
     Raises:
-        DataError: more runs in one cell than the product of `fan_in`.
+        DataError: more runs in one cell than the product of `fan_in`, or a calibration that cannot be inverted.
     """
     directions_vhw3, origins_v3 = pixel_rays(calibration, geometry, lidar_aug_44)
     views, height, width, _ = directions_vhw3.shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,7 +77,9 @@ class FramePreparer:
         if lidar_aug_44 is not None:
             return build_pooling_tables(calibration, self.geometry, lidar_aug_44)
         if self._pooling_of is None or not same_calibration(self._pooling_of[0], calibration):
-            self._pooling_of = calibration, build_pooling_tables(calibration, self.geometry)
+            tables = build_pooling_tables(calibration, self.geometry)
+            # A copy: the caller may write the next calibration into the same arrays.
+            self._pooling_of = copy.deepcopy(calibration), tables
         return self._pooling_of[1]
 
     def _check(self, images: NDArray[np.uint8], points: NDArray[np.float32], calibration: Calibration) -> None:
@@ -156,7 +159,7 @@ def dropped_warning(count: int, geometry: Geometry) -> str:
 
 def same_calibration(first: Calibration, second: Calibration) -> bool:
     """Whether both calibrations give the same pooling tables."""
-    return first is second or (
+    return (
         first.image_hw == second.image_hw
         and np.array_equal(first.intrinsics_v33, second.intrinsics_v33)
         and np.array_equal(first.camera_from_lidar_v44, second.camera_from_lidar_v44)

@@ -15,6 +15,7 @@ from altermoma.geometry import Geometry, ImageGeometry
 from altermoma.ops.functional import pool_bev
 from altermoma.ops.images import image_warp
 from altermoma.ops.pooling_tables import build_pooling_tables, pixel_rays
+from altermoma.ops.prepare import FramePreparer
 
 GEOMETRY = Geometry(image=ImageGeometry(cameras=2, height=32, width=64), depth_bins=(1.0, 21.0, 1.0))
 
@@ -102,3 +103,24 @@ def test_a_calibration_that_puts_everything_in_one_cell_is_refused() -> None:
     broken = dataclasses.replace(calibration, camera_from_lidar_v44=poses, intrinsics_v33=intrinsics)
     with pytest.raises(DataError, match="lifted pixels"):
         build_pooling_tables(broken, dataclasses.replace(GEOMETRY, fan_in=(2, 2)))
+
+
+@pytest.mark.parametrize("matrix", ["intrinsics_v33", "camera_from_lidar_v44"])
+def test_a_calibration_without_an_inverse_is_refused(matrix: str) -> None:
+    calibration = ring()
+    zeroed = getattr(calibration, matrix).copy()
+    zeroed[1] = 0
+    with pytest.raises(DataError, match="has no inverse"):
+        build_pooling_tables(dataclasses.replace(calibration, **{matrix: zeroed}), GEOMETRY)
+
+
+def test_tables_follow_a_calibration_that_is_written_in_place() -> None:
+    calibration = ring()
+    preparer, frame = FramePreparer(GEOMETRY), (np.zeros((2, 90, 160, 3), np.uint8), np.zeros((1, 5), np.float32))
+    before = preparer.prepare_parts(*frame, calibration)
+    assert preparer.prepare_parts(*frame, calibration)["pool_depth"] is before["pool_depth"]
+    calibration.camera_from_lidar_v44[:] = ring(down=0.3).camera_from_lidar_v44
+    found, expected = preparer.prepare_parts(*frame, calibration), build_pooling_tables(calibration, GEOMETRY)
+    assert not np.array_equal(before["pool_depth"], expected["pool_depth"])
+    for name, table in expected.items():
+        np.testing.assert_array_equal(found[name], table, err_msg=name)
