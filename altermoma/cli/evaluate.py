@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from altermoma.cli.options import CheckpointOption, DataOption, Mmdet3dConfigOption, RecipeOption, load_recipe
+from altermoma.errors import RecipeError
 
 
 def evaluate(  # noqa: PLR0913 - one parameter per option
@@ -20,15 +21,41 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
         Path | None, typer.Option("--bundle", metavar="DIR", help="Evaluate a bundle instead of a torch checkpoint.")
     ] = None,
     precision: Annotated[
-        Literal["fp32", "fp16"], typer.Option("--engine", help="Precision of the bundle to run.")
-    ] = "fp32",
-    backend: Annotated[Literal["onnxruntime", "tensorrt"], typer.Option(help="Runtime of the bundle.")] = "onnxruntime",
+        Literal["fp32", "fp16"] | None,
+        typer.Option("--engine", help="Precision of the bundle to run; fp32 without it."),
+    ] = None,
+    backend: Annotated[
+        Literal["onnxruntime", "tensorrt"] | None,
+        typer.Option(help="Runtime of the bundle; onnxruntime without it."),
+    ] = None,
 ) -> None:
-    """Score the validation split with the official nuScenes detection evaluation."""
-    chosen = load_recipe(recipe, data=data, checkpoint=checkpoint, mmdet3d_config=mmdet3d_config)
-    from altermoma.workflow.single import evaluate_bundle, evaluate_checkpoint
+    """Score the validation split with the official nuScenes detection evaluation.
 
-    metrics = evaluate_checkpoint(chosen) if bundle is None else evaluate_bundle(chosen, bundle, backend, precision)
+    A bundle is scored on the splits and sweeps that it was made with, unless a recipe is given.
+    """
+    _check_choice(checkpoint, mmdet3d_config, bundle, precision or backend)
+    chosen = load_recipe(recipe, data=data, checkpoint=checkpoint, mmdet3d_config=mmdet3d_config)
+    from altermoma.workflow.single import evaluate_bundle, evaluate_checkpoint, with_data_of
+
+    if bundle is None:
+        metrics = evaluate_checkpoint(chosen)
+    else:
+        chosen = chosen if recipe else with_data_of(chosen, bundle)
+        metrics = evaluate_bundle(chosen, bundle, backend or "onnxruntime", precision or "fp32")
     print(f"mAP {metrics['mAP']:.4f}  NDS {metrics['NDS']:.4f}  on {metrics['frames']} frames")
     for name, ap in metrics["per_class_ap"].items():
         print(f"  {name:<22}{ap:.4f}")
+
+
+def _check_choice(checkpoint: Path | None, config: Path | None, bundle: Path | None, engine: str | None) -> None:
+    """Options that would be passed over without a word."""
+    if bundle is not None and (checkpoint is not None or config is not None):
+        raise RecipeError(
+            "--bundle together with a checkpoint", expected="one model", remedy="give either --bundle or --checkpoint"
+        )
+    if bundle is None and engine is not None:
+        raise RecipeError(
+            f"{engine} without a bundle: checkpoints are scored in torch, in fp32",
+            expected="--engine and --backend with --bundle",
+            remedy="export the checkpoint first (altermoma export), or leave the option out",
+        )

@@ -1,4 +1,4 @@
-"""Bundles and what runs them on a vehicle: numpy and a runtime, neither torch nor the models."""
+"""Bundles and what runs them on a vehicle: neither torch nor the models."""
 
 from altermoma.deploy.bundle import Bundle, BundleContent, StageGraph, write_bundle
 from altermoma.deploy.pipeline import Detections, Pipeline

@@ -16,7 +16,7 @@ def bundle_readme(manifest: Manifest) -> str:
         f" {manifest.versions.get('altermoma', '')}. Precisions: {', '.join(manifest.precisions)}.",
         "`manifest.json` describes every input and output and holds the SHA-256 of every file.",
         "",
-        "With altermoma (numpy and a runtime, no torch), where this folder lies:",
+        "With altermoma (no torch, no onnx), where this folder lies:",
         "",
         "    altermoma build BUNDLE        # builds and verifies TensorRT engines for this machine",
         "",

@@ -13,6 +13,8 @@ from altermoma.errors import EngineError
 Arrays = dict[str, NDArray[Any]]
 """Tensors by name."""
 
+_PREPARE = "prepare the frame with the bundle's geometry, as Pipeline.prepare does"
+
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float16))
 
 
@@ -44,6 +46,7 @@ def check_inputs(record: StageRecord, inputs: Arrays, *, bounded: bool) -> Array
         raise EngineError(
             f"stage {record.name} was not given {', '.join(missing)}",
             expected="inputs " + ", ".join(spec.name for spec in record.inputs),
+            remedy=_PREPARE,
         )
     axes: dict[str, int] = {}
     fed = {spec.name: _converted(record, spec, inputs[spec.name]) for spec in record.inputs}
@@ -60,6 +63,7 @@ def _converted(record: StageRecord, spec: TensorSpec, array: NDArray[Any]) -> ND
         raise EngineError(
             f"stage {record.name}: input {spec.name} is {array.dtype}",
             expected=f"{spec.dtype} {list(spec.shape)}",
+            remedy=_PREPARE,
         )
     return np.ascontiguousarray(array, dtype=wanted)
 
@@ -73,6 +77,7 @@ def _check_shape(record: StageRecord, spec: TensorSpec, shape: tuple[int, ...], 
         raise EngineError(
             f"stage {record.name}: input {spec.name} has shape {list(shape)}" + (f" while {met}" if met else ""),
             expected=f"{spec.dtype} {list(spec.shape)}",
+            remedy=_PREPARE,
         )
 
 

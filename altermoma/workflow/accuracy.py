@@ -34,15 +34,16 @@ def evaluate_torch(place: Workplace, model: FusionModel, folder: Path) -> dict[s
 
 
 def evaluate_engine(place: Workplace, bundle: Path, backend: Backend, precision: str, file: Path) -> dict[str, Any]:
-    """Predicts and scores the validation split with the stages of a bundle."""
-    threads = os.cpu_count() or 1
+    """Predicts and scores the validation split with the stages of a bundle, prepared as the bundle's model needs it."""
+    opened, threads = Bundle.open(bundle), os.cpu_count() or 1
     if (backend, precision) == ("onnxruntime", "fp16"):
-        pipeline = half_pipeline(Bundle.open(bundle), threads)
+        pipeline = half_pipeline(opened, threads)
     else:
-        pipeline = Pipeline.from_bundle(bundle, backend, precision=precision, threads=threads)
+        pipeline = Pipeline.from_bundle(opened, backend, precision=precision, threads=threads)
+    frames = place.val_for(opened.manifest.geometry)
     description = f"Detecting, {backend} {precision}"
     return _scored(
-        place, file, lambda start: detect_with(pipeline.run_stages, place.val, start=start, description=description)
+        place, file, lambda start: detect_with(pipeline.run_stages, frames, start=start, description=description)
     )
 
 
@@ -83,16 +84,21 @@ def compare_files(reference: Path, other: Path) -> Agreement:
 
 
 def compare(reference: Mapping[str, Boxes], other: Mapping[str, Boxes]) -> Agreement:
-    """Pairs the boxes of each frame and takes the largest differences over all pairs."""
+    """Pairs the boxes of each frame and takes the largest differences over all pairs.
+
+    A box with a number that is not finite counts as not found.
+    """
     strong = {token: boxes.select(boxes.scores_m >= SCORE_FLOOR) for token, boxes in reference.items()}
     geometry, scores, matched = 0.0, 0.0, 0
     for token, boxes in strong.items():
         ours, theirs = match_boxes(boxes, other[token])
         apart = np.abs(boxes.geometry_m9[ours].astype(np.float64) - other[token].geometry_m9[theirs])
         apart[:, 6] = np.abs((apart[:, 6] + np.pi) % (2 * np.pi) - np.pi)  # angles the short way round
-        geometry = max(geometry, float(apart.max(initial=0.0)))
-        scores = max(scores, float(np.abs(boxes.scores_m[ours] - other[token].scores_m[theirs]).max(initial=0.0)))
-        matched += len(ours)
+        unlike = np.abs(boxes.scores_m[ours] - other[token].scores_m[theirs])
+        sound = np.isfinite(apart).all(axis=1) & np.isfinite(unlike)
+        geometry = max(geometry, float(apart[sound].max(initial=0.0)))
+        scores = max(scores, float(unlike[sound].max(initial=0.0)))
+        matched += int(sound.sum())
     total = sum(len(boxes) for boxes in strong.values())
     return Agreement(
         frames=len(strong),

@@ -23,6 +23,7 @@ class Workplace:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
+        self._prepared: dict[Geometry, FrameDataset] = {}
 
     @cached_property
     def root(self) -> Path:
@@ -73,10 +74,17 @@ class Workplace:
             )
         return path
 
-    @cached_property
+    @property
     def val(self) -> FrameDataset:
         """Validation frames as they are."""
-        return FrameDataset(self.reader, self.reader.tokens(self.recipe.data.val_split), self.geometry)
+        return self.val_for(self.geometry)
+
+    def val_for(self, geometry: Geometry) -> FrameDataset:
+        """Validation frames as they are, prepared for a model of this geometry."""
+        if geometry not in self._prepared:
+            tokens = self.reader.tokens(self.recipe.data.val_split)
+            self._prepared[geometry] = FrameDataset(self.reader, tokens, geometry)
+        return self._prepared[geometry]
 
     @cached_property
     def train(self) -> FrameDataset:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from altermoma.deploy.bundle import MANIFEST_FILE, Bundle, check_replaceable, co
 from altermoma.deploy.pipeline import Backend
 from altermoma.errors import StorageError
 from altermoma.progress import busy, say
-from altermoma.recipe import Recipe
+from altermoma.recipe import DataRecipe, Recipe, from_dict
 from altermoma.storage import cache_folder, check_writable, content_key, sha256_of, write_bytes
 from altermoma.workflow import accuracy
 from altermoma.workflow.accuracy import DETECTIONS_FILE
@@ -134,8 +135,14 @@ def evaluate_checkpoint(recipe: Recipe) -> dict[str, Any]:
         return metrics
 
 
+def with_data_of(recipe: Recipe, bundle: Path) -> Recipe:
+    """The recipe with the data that a bundle was made with: its splits and sweeps; a root that was given stays."""
+    data = from_dict(DataRecipe, Bundle.open(bundle).manifest.recipe.get("data", {}), "data.")
+    return dataclasses.replace(recipe, data=dataclasses.replace(data, root=recipe.data.root or data.root))
+
+
 def evaluate_bundle(recipe: Recipe, bundle: Path, backend: Backend, precision: str) -> dict[str, Any]:
-    """Metrics of a bundle's graphs or engines."""
+    """Metrics of a bundle's graphs or engines on the recipe's data."""
     place = Workplace(recipe)
     Bundle.open(bundle).stages(precision)
     with busy("Reading the tables"):

@@ -244,6 +244,20 @@ def test_odd_outputs_and_inputs_end_at_once(run: Run, tmp_path: Path, command: t
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
 
 
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (("--bundle", "b", "--checkpoint", "x.safetensors"), "--bundle together with a checkpoint"),
+        (("--engine", "fp16"), "fp16 without a bundle"),
+        (("--backend", "tensorrt"), "tensorrt without a bundle"),
+    ],
+)
+def test_an_evaluation_passes_over_no_option(run: Run, options: tuple[str, ...], found: str) -> None:
+    code, text = run("altermoma", "eval", *options)
+    assert code == 2
+    assert found in text
+
+
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"recipe": {"nmae": "x"}}'])
 def test_a_damaged_run_record_is_named(run: Run, tmp_path: Path, content: str) -> None:
     (tmp_path / "broken").mkdir()

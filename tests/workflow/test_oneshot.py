@@ -203,6 +203,16 @@ def test_box_agreement_is_counted_by_hand() -> None:
     assert found.max_score_difference == pytest.approx(0.1, abs=1e-6)
 
 
+@pytest.mark.parametrize("column", [3, 6, 7])
+def test_a_box_that_is_not_finite_is_not_found(column: int) -> None:
+    reference = {"a": boxes((0, 0, 0, 0.9, 0), (10, 0, 0, 0.8, 1))}
+    other = {"a": boxes((0, 0, 0, 0.9, 0), (10, 0, 0, 0.8, 1))}
+    other["a"].geometry_m9[1, column] = np.nan
+    found = compare(reference, other)
+    assert found.matched == 0.5
+    assert found.max_difference == 0.0
+
+
 def test_detections_come_back_as_they_were(tmp_path: Path) -> None:
     written = {"a": boxes((1, 2, 0.5, 0.9, 3)), "empty": boxes(), "b": boxes((3, 4, 0, 0.1, 0), (5, 6, 1, 0.2, 9))}
     write_detections(tmp_path / "d.npz", written)

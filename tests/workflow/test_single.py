@@ -17,7 +17,8 @@ from altermoma.checkpoints.io import load_checkpoint, save_checkpoint
 from altermoma.data.synth import write_world
 from altermoma.deploy.bundle import Bundle
 from altermoma.models.presets import build
-from altermoma.workflow.single import UNFINISHED
+from altermoma.recipe import DataRecipe, Recipe
+from altermoma.workflow.single import UNFINISHED, with_data_of
 
 RECIPE = """
 [prune]
@@ -48,13 +49,13 @@ def start(folder: Path, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     """Starts a command in a process of its own, with a cache of this test."""
     inputs = ["--recipe", "recipe.toml", "--data", "world", "--checkpoint", "random.safetensors"]
 
-    def begin(verb: str, *options: str | Path) -> subprocess.Popen[str]:
+    def begin(verb: str, *options: str | Path, plain: bool = False) -> subprocess.Popen[str]:
         command = [
             sys.executable,
             "-c",
             "from altermoma.cli.app import main; main()",
             verb,
-            *inputs,
+            *(() if plain else inputs),
             *map(str, options),
         ]
         environment = {**os.environ, "ALTERMOMA_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
@@ -114,3 +115,22 @@ def test_export(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> 
     graphs = [name for name in whole.files if name.endswith(".onnx")]
     assert len(graphs) == 10
     assert [killed.files[name].sha256 for name in graphs] == [whole.files[name].sha256 for name in graphs]
+
+
+def test_a_bundle_of_another_model_is_scored_as_its_checkpoint_is(
+    start: Callable[..., subprocess.Popen[str]], folder: Path, tmp_path: Path
+) -> None:
+    """Frames are prepared for the bundle's model, and merged from as many sweeps as it was made with."""
+    torch.manual_seed(0)
+    pillars, weights = "bevfusion-tiny-pillars", tmp_path / "pillars.safetensors"
+    save_checkpoint(weights, build(pillars).state_dict(), {"preset": pillars})
+    recipe = tmp_path / "pillars.toml"
+    recipe.write_text(f'model = "{pillars}"\n[data]\nsweeps = 1\n{RECIPE}')
+    of_pillars = ["--recipe", recipe, "--checkpoint", weights]
+    finish(start("export", *of_pillars, "--engine", "fp32", "--out", tmp_path / "bundle"))
+    whole, _ = finish(start("eval", *of_pillars))
+    assert with_data_of(Recipe(), tmp_path / "bundle").data == DataRecipe(root="world", sweeps=1)
+    elsewhere = Recipe(data=DataRecipe(root="elsewhere"))
+    assert with_data_of(elsewhere, tmp_path / "bundle").data == DataRecipe(root="elsewhere", sweeps=1)
+    again, _ = finish(start("eval", "--bundle", tmp_path / "bundle", plain=True))
+    assert again.splitlines()[0].split("NDS")[1] == whole.splitlines()[0].split("NDS")[1]
