@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from export_graphs import Arrays, graph, node, random, run
 
+from altermoma.export.contract import StageContract, TensorSpec
 from altermoma.export.graph import dims_of, value_types
 from altermoma.export.parity import open_session, run_session
+from altermoma.export.passes.annotate import annotate
 from altermoma.export.passes.decompose_norm import decompose_norm
 from altermoma.export.passes.fold_batchnorm import fold_batchnorm
 from altermoma.export.passes.fold_constants import fold_constants
@@ -266,3 +268,21 @@ def test_names_are_unique_readable_and_public_ones_stay() -> None:
     assert (named.graph.input[0].name, named.graph.output[0].name) == ("x", "out")
     x = random(1, 3, 2, 2, seed=5)
     np.testing.assert_array_equal(run(named, {"x": x})[0], run(model, {"x": x})[0])
+
+
+def test_sizes_are_named_only_where_they_follow_from_the_rows() -> None:
+    """[N, 6] flattened to rows of 3 has 2*N of them; to rows of 4 it has no whole number of N."""
+    weights = {"threes": np.asarray([-1, 3], np.int64), "fours": np.asarray([-1, 4], np.int64)}
+    nodes = [
+        node("Reshape", "x threes", "a"), node("Relu", "a", "b"),
+        node("Reshape", "b fours", "c"), node("Relu", "c", "y"),
+    ]  # fmt: skip
+    x = TensorSpec(name="x", dtype="float32", shape=("N", 6), meaning="rows", unit="m")
+    y = TensorSpec(name="y", dtype="float32", shape=("M", 4), meaning="others", unit="m")
+    contract = StageContract(name="stage", meaning="a stage", inputs=(x,), outputs=(y,))
+    model = graph(nodes, {"x": ("f", ["N", 6])}, {"y": ("f", ["M", 4])}, weights)
+    named = annotate(model, contract, {})
+    sizes = {info.name: dims_of(info.type.tensor_type) for info in named.graph.value_info}
+    assert sizes["a"] == sizes["b"] == ["2*N", 3]
+    assert sizes["c"] == [None, 4]
+    assert named.graph.input[0].doc_string == "rows [m]"

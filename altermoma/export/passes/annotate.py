@@ -59,7 +59,7 @@ def _name_reshaped_rows(model: onnx.ModelProto) -> int:
         unknown = [dim for dim in infos[node.output[0]].shape.dim if not _is_known(dim)]
         size = _product(infos[node.input[0]].shape.dim)
         known = _product([dim for dim in infos[node.output[0]].shape.dim if _is_known(dim)])
-        if len(unknown) == 1 and size and known and size[1] and not known[1]:
+        if len(unknown) == 1 and size and known and size[1] and not known[1] and size[0] % known[0] == 0:
             factor = size[0] // known[0]
             unknown[0].dim_param = size[1] if factor == 1 else f"{factor}*{size[1]}"
             named += 1
