@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from altermoma.cli.options import CheckpointOption, DataOption, Mmdet3dConfigOption, RecipeOption, load_recipe
+from altermoma.errors import RecipeError
 
 
 def train(  # noqa: PLR0913 - one parameter per option
@@ -35,6 +36,12 @@ def train(  # noqa: PLR0913 - one parameter per option
     Starts from `--checkpoint` (dense or pruned: the widths are those of the file), from the package's weights, or from
     nothing with `--from-scratch`.
     """
+    if from_scratch and checkpoint is not None:
+        raise RecipeError(
+            "--from-scratch together with --checkpoint",
+            expected="random weights, or those of a file",
+            remedy="leave one of them out; the recipe's `model` says what is trained from scratch",
+        )
     chosen = load_recipe(recipe, data=data, checkpoint=checkpoint, mmdet3d_config=mmdet3d_config)
     training = chosen.finetune
     training = dataclasses.replace(

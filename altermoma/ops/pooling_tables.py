@@ -39,8 +39,8 @@ def pixel_rays(
     pixels_hw3[..., 0] = (column_w + warp.left) / warp.scale
     pixels_hw3[..., 1] = ((row_h + warp.top) / warp.scale)[:, None]
     try:
-        lidar_from_camera_v44 = np.linalg.inv(calibration.camera_from_lidar_v44)
-        camera_from_pixel_v33 = np.linalg.inv(calibration.intrinsics_v33)
+        lidar_from_camera_v44 = np.linalg.inv(calibration.camera_from_lidar_v44.astype(np.float64))
+        camera_from_pixel_v33 = np.linalg.inv(calibration.intrinsics_v33.astype(np.float64))
     except np.linalg.LinAlgError as error:
         raise DataError(
             "a matrix of the calibration has no inverse",

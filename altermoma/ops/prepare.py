@@ -56,6 +56,8 @@ class FramePreparer:
         """As `prepare`; images already of the network's size are taken as resized."""
         image = self.geometry.image
         self._check(images_vhw3, points_p5, calibration)
+        # Compiled loops take no read-only array, which is what np.frombuffer makes of a driver's message.
+        points_p5 = np.require(points_p5, np.float32, ["C", "W"])
         inputs: StageInputs = {}
         with self._timed("images"):
             if images_vhw3.shape[1:3] != (image.height, image.width):

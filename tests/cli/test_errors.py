@@ -245,15 +245,16 @@ def test_odd_outputs_and_inputs_end_at_once(run: Run, tmp_path: Path, command: t
 
 
 @pytest.mark.parametrize(
-    ("options", "found"),
+    ("command", "found"),
     [
-        (("--bundle", "b", "--checkpoint", "x.safetensors"), "--bundle together with a checkpoint"),
-        (("--engine", "fp16"), "fp16 without a bundle"),
-        (("--backend", "tensorrt"), "tensorrt without a bundle"),
+        (("eval", "--bundle", "b", "--checkpoint", "x.safetensors"), "--bundle together with a checkpoint"),
+        (("eval", "--engine", "fp16"), "fp16 without a bundle"),
+        (("eval", "--backend", "tensorrt"), "tensorrt without a bundle"),
+        (("train", "--out", "t", "--from-scratch", "--checkpoint", "x.safetensors"), "--from-scratch together with"),
     ],
 )
-def test_an_evaluation_passes_over_no_option(run: Run, options: tuple[str, ...], found: str) -> None:
-    code, text = run("altermoma", "eval", *options)
+def test_options_that_exclude_each_other(run: Run, command: tuple[str, ...], found: str) -> None:
+    code, text = run("altermoma", *command)
     assert code == 2
     assert found in text
 
