@@ -193,7 +193,7 @@ def _nothing_seen(tensors: Arrays) -> bool:
     rows = {name: len(array) for name, array in tensors.items() if name in whole}
     for name, array in tensors.items():
         if name.startswith("down_table_"):
-            # The segments of a level's rows; some may be empty.
+            # The segments of a level's rows: all are empty, or none.
             level = name.rpartition("_")[0]
             rows[level] = rows.get(level, 0) + len(array)
     return 0 in rows.values()
