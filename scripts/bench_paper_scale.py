@@ -68,7 +68,8 @@ def main(
     frame = real_frame(data)
     with pinned_threads(1):
         pipelines = {name: Pipeline.from_bundle(folder / f"{name}-fp32", threads=1) for name in variants}
-        for pipeline in track(pipelines.values(), "warm-up"):
+        # Twice: ONNX Runtime plans its memory by the first run, and maps it in the second.
+        for pipeline in track([*pipelines.values()] * 2, "warm-up"):
             run_frame(pipeline, frame)
         for number in track(range(rounds), "rounds"):
             record: dict[str, Any] = read_json(file) if file.is_file() else {"rounds": []}
