@@ -116,8 +116,8 @@ def check_bundle(path: Path | str | Bundle, backend: Backend = "onnxruntime", *,
         runners = open_stages(bundle, backend, precision, threads=threads)
         allowed = bundle.manifest.tolerances[precision]
         for name in STAGES:
-            tensors += _check_stage(precision, runners[name], reference, allowed)
-        frames.append(_check_frame(precision, Pipeline(bundle.manifest.geometry, runners), reference))
+            tensors += check_stage(precision, runners[name], reference, allowed)
+        frames.append(check_frame(precision, Pipeline(bundle.manifest.geometry, runners), reference))
     return SelfCheck(backend=backend, tensors=tuple(tensors), frames=tuple(frames))
 
 
@@ -134,9 +134,15 @@ def _to_check(bundle: Bundle, backend: Backend) -> tuple[str, ...]:
     return tuple(sorted(built))
 
 
-def _check_stage(precision: str, runner: StageRunner, reference: Reference, allowed: float) -> list[TensorCheck]:
+def check_stage(precision: str, runner: StageRunner, reference: Reference, allowed: float) -> list[TensorCheck]:
+    """Every output of one stage, fed with the reference's own inputs.
+
+    Raises:
+        BundleError: the reference lacks one of them.
+        EngineError: the stage does not run.
+    """
     record = runner.record
-    outputs = runner.run(_reference_inputs(record, reference))
+    outputs = runner.run(reference_inputs(record, reference))
     missing = [spec.name for spec in record.outputs if spec.name not in reference.tensors]
     if missing:
         raise BundleError(f"the reference holds no {', '.join(missing)} of stage {record.name}", remedy="export again")
@@ -159,7 +165,8 @@ def _check_stage(precision: str, runner: StageRunner, reference: Reference, allo
     return checks
 
 
-def _reference_inputs(record: StageRecord, reference: Reference) -> Arrays:
+def reference_inputs(record: StageRecord, reference: Reference) -> Arrays:
+    """What the stage is fed with, as far as the reference holds it."""
     known = {**reference.tensors, **reference.host}
     return {spec.name: known[spec.name] for spec in record.inputs if spec.name in known}
 
@@ -196,7 +203,8 @@ def _f64(array: NDArray[np.generic]) -> NDArray[np.float64]:
     return array.astype(np.float64)
 
 
-def _check_frame(precision: str, pipeline: Pipeline, reference: Reference) -> FrameCheck:
+def check_frame(precision: str, pipeline: Pipeline, reference: Reference) -> FrameCheck:
+    """The whole frame from raw sensor arrays, its boxes against the reference's."""
     answer = pipeline(reference.images_vhw3, reference.points_p5, reference.calibration)
     sure = reference.boxes.select(reference.boxes.scores_m >= SCORE_FLOOR)
     left, right = match_boxes(sure, answer.boxes)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,8 +15,8 @@ from altermoma.deploy.bundle import ENGINES_FOLDER, Bundle
 from altermoma.deploy.cuda_driver import Cuda, DeviceBuffer, Gpu, probe_gpu
 from altermoma.deploy.manifest import BUILD_COMMAND, NOT_BUILT, EngineRecord, EngineState, StageRecord
 from altermoma.deploy.stage_io import Arrays, check_inputs
-from altermoma.deploy.tensorrt_api import complaints, import_tensorrt, make_logger, numpy_name
-from altermoma.deploy.tensorrt_builder import BuildOptions, build_engine, engine_key
+from altermoma.deploy.tensorrt_api import complaints, import_tensorrt, make_logger, member, numpy_name
+from altermoma.deploy.tensorrt_builder import BuildLog, BuildOptions, build_engine, engine_key
 from altermoma.errors import EngineError, UnsupportedError
 from altermoma.progress import say, track
 from altermoma.storage import sha256_of, write_bytes
@@ -65,16 +67,9 @@ def _unfinished(reason: str, built: Sequence[EngineRecord]) -> EngineState:
 
 def _build_all(bundle: Bundle, options: BuildOptions) -> Bundle:
     """Records every stage as it is done, so that a killed build goes on where it was."""
-    trt, gpu = import_tensorrt(), _gpu()
     records = bundle.stages(options.precision)
-    cache_path = bundle.folder / ENGINES_FOLDER / f"timing-{trt.__version__}-{gpu.compute_capability}.cache"
     for stage in track(records.values(), f"engines {options.precision}", total=len(records)):
-        old = cache_path.read_bytes() if cache_path.is_file() else b""
-        built, cache = _build_one(bundle, stage, options, trt, old)
-        if cache:
-            write_bytes(cache_path, cache)
-        others = [r for r in bundle.manifest.engines.built if (r.stage, r.precision) != (stage.name, options.precision)]
-        bundle = bundle.with_engines(_unfinished("the build was not finished", [*others, built]))
+        bundle = build_stage(bundle, stage, options)
     _remove_stale(bundle)
     return bundle.with_engines(EngineState(state="built", built=bundle.manifest.engines.built))
 
@@ -87,20 +82,42 @@ def _remove_stale(bundle: Bundle) -> None:
             path.unlink()
 
 
-def _build_one(
-    bundle: Bundle, stage: StageRecord, options: BuildOptions, trt: Any, cache: bytes
-) -> tuple[EngineRecord, bytes]:
-    gpu = _gpu()
-    key = engine_key(
-        bundle.manifest.files[stage.file].sha256, options, tensorrt=str(trt.__version__), device=device_name(gpu)
-    )
-    for record in bundle.manifest.engines.built:
-        if record.key == key:
-            return record, b""
+def build_stage(
+    bundle: Bundle,
+    stage: StageRecord,
+    options: BuildOptions,
+    *,
+    timing_cache: Path | None = None,
+    log: BuildLog | None = None,
+) -> Bundle:
+    """Builds one stage and records it; an engine of the same key is kept. Only where `why_not` says nothing.
+
+    Args:
+        bundle: gains the plan; it counts as unfinished until `engines_here` is through.
+        stage: one of the bundle's.
+        options: how to build.
+        timing_cache: file to read and add to; without it one below the bundle's `engines/`.
+        log: receives what TensorRT says.
+
+    Returns:
+        The bundle as it now is.
+
+    Raises:
+        EngineError: the stage does not build, or is not what was asked for.
+    """
+    trt, gpu = import_tensorrt(), _gpu()
+    version, device = str(trt.__version__), device_name(gpu)
+    key = engine_key(bundle.manifest.files[stage.file].sha256, options, tensorrt=version, device=device)
+    if any(record.key == key for record in bundle.manifest.engines.built):
+        return bundle
     say(f"building {options.precision} engine of stage {stage.name}")
-    built = build_engine(trt, bundle.graph(stage), stage, options, timing_cache=cache)
     file = f"{ENGINES_FOLDER}/{stage.name}-{options.precision}-{key}.plan"
+    cache = timing_cache or bundle.folder / ENGINES_FOLDER / f"timing-{version}-{gpu.compute_capability}.cache"
+    old = cache.read_bytes() if cache.is_file() else b""
+    built = build_engine(trt, bundle.graph(stage), stage, options, timing_cache=old, log=log)
     write_bytes(bundle.folder / file, built.plan)
+    if built.timing_cache:
+        write_bytes(cache, built.timing_cache)
     record = EngineRecord(
         stage=stage.name,
         precision=options.precision,
@@ -108,11 +125,12 @@ def _build_one(
         sha256=sha256_of(bundle.folder / file),
         size=len(built.plan),
         key=key,
-        tensorrt=str(trt.__version__),
-        device=device_name(gpu),
+        tensorrt=version,
+        device=device,
         precisions=built.layers.counts,
     )
-    return record, built.timing_cache
+    others = [r for r in bundle.manifest.engines.built if (r.stage, r.precision) != (stage.name, options.precision)]
+    return bundle.with_engines(_unfinished("the build was not finished", [*others, record]))
 
 
 def device_name(gpu: Gpu) -> str:
@@ -127,15 +145,15 @@ def _gpu() -> Gpu:
     return probe.gpu
 
 
-def open_engines(bundle: Bundle, precision: str) -> dict[str, TensorRtStage]:
-    """Loads the engines of every stage that were built for this very GPU and TensorRT version.
+def open_engines(bundle: Bundle, precision: str, only: Collection[str] | None = None) -> dict[str, TensorRtStage]:
+    """Loads the engines of every stage, or of some, that were built for this very GPU and TensorRT version.
 
     Raises:
         EngineError: no GPU, no engine, or one of another device or version; says which.
         UnsupportedError: tensorrt is not installed.
     """
     device, trt = device_name(_gpu()), import_tensorrt()
-    wanted = bundle.stages(precision)
+    wanted = {name: record for name, record in bundle.stages(precision).items() if only is None or name in only}
     found = {r.stage: r for r in bundle.manifest.engines.built if r.precision == precision}
     missing = [name for name in wanted if name not in found]
     if missing:
@@ -144,7 +162,7 @@ def open_engines(bundle: Bundle, precision: str) -> dict[str, TensorRtStage]:
             expected="engines built on this machine",
             remedy=f"run {BUILD_COMMAND}",
         )
-    for record in found.values():
+    for record in (found[name] for name in wanted):
         if (record.tensorrt, record.device) != (str(trt.__version__), device):
             raise EngineError(
                 f"the {precision} engine of stage {record.stage} is for TensorRT {record.tensorrt} on {record.device}",
@@ -190,17 +208,40 @@ class TensorRtStage:
         self._slots = self._allocate(trt)
 
     def run(self, inputs: Arrays) -> Arrays:
-        fed = check_inputs(self.record, inputs, bounded=True)
-        for name, array in fed.items():
-            self._upload(name, array)
-        if not self._context.execute_async_v3(self._cuda.stream):
-            raise EngineError(f"stage {self.record.name} did not run: {complaints(self._messages)}")
+        self._feed(inputs)
+        self._execute()
         shapes = {spec.name: tuple(self._context.get_tensor_shape(spec.name)) for spec in self.record.outputs}
         for name, shape in shapes.items():
             slot = self._slots[name]
             self._cuda.download(slot.host, slot.device, _bytes(shape, slot.dtype))
         self._cuda.synchronise()
         return {name: self._read(name, shape) for name, shape in shapes.items()}
+
+    def execution_ms(self, inputs: Arrays, runs: int) -> NDArray[np.float64]:
+        """Milliseconds of the engine alone, inputs on the device and outputs left there: a run without its copies."""
+        self._feed(inputs)
+        found = np.empty(runs)
+        for i in range(runs):
+            self._cuda.synchronise()
+            started = time.perf_counter()
+            self._execute()
+            self._cuda.synchronise()
+            found[i] = (time.perf_counter() - started) * 1e3
+        return found
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Device memory: scratch of the execution context (0 where not told), and buffers of inputs and outputs."""
+        told = [member(self._engine, name) for name in ("device_memory_size_v2", "device_memory_size")]
+        buffers = sum(slot.device.size for slot in self._slots.values())
+        return {"scratch": next((int(size) for size in told if size is not None), 0), "buffers": buffers}
+
+    def _feed(self, inputs: Arrays) -> None:
+        for name, array in check_inputs(self.record, inputs, bounded=True).items():
+            self._upload(name, array)
+
+    def _execute(self) -> None:
+        if not self._context.execute_async_v3(self._cuda.stream):
+            raise EngineError(f"stage {self.record.name} did not run: {complaints(self._messages)}")
 
     def _upload(self, name: str, array: NDArray[Any]) -> None:
         slot = self._slots[name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,6 +57,14 @@ class BuiltEngine:
     timing_cache: bytes
 
 
+@dataclass(kw_only=True)
+class BuildLog:
+    """What a build leaves behind however it ends: the messages of TensorRT, and the inspector's report (JSON)."""
+
+    messages: list[str] = field(default_factory=list)
+    report: str = ""
+
+
 def engine_key(onnx_sha256: str, options: BuildOptions, *, tensorrt: str, device: str) -> str:
     """Changes with the graph, the options, the TensorRT version, the GPU and the code that builds: a stale engine is
     never reused.
@@ -83,7 +91,13 @@ def builder_revision() -> str:
 
 
 def build_engine(
-    trt: Any, onnx: bytes, stage: StageRecord, options: BuildOptions, *, timing_cache: bytes = b""
+    trt: Any,
+    onnx: bytes,
+    stage: StageRecord,
+    options: BuildOptions,
+    *,
+    timing_cache: bytes = b"",
+    log: BuildLog | None = None,
 ) -> BuiltEngine:
     """Builds and verifies one stage. Call only where `probe_gpu` found a GPU: TensorRT crashes elsewhere.
 
@@ -93,11 +107,13 @@ def build_engine(
         stage: contract, for the optimisation profile.
         options: how to build.
         timing_cache: of an earlier build on this device and version.
+        log: receives what TensorRT says, also where this raises.
 
     Raises:
         EngineError: the graph does not parse, does not build, or the engine does not compute in what was asked for.
     """
-    messages: list[str] = []
+    log = log or BuildLog()
+    messages = log.messages
     logger = make_logger(trt, messages)
     builder = trt.Builder(logger)
     network = builder.create_network(network_flags(trt))
@@ -114,7 +130,8 @@ def build_engine(
     if plan is None:
         raise _failed(trt, stage, messages)
     payload = bytes(memoryview(plan))
-    layers = _inspect(trt, logger, payload, messages)
+    log.report = _inspect(trt, logger, payload, messages)
+    layers = read_layers(log.report, messages)
     require_precision(stage.name, options.precision, layers)
     if options.precision != "fp32":
         unseen = require_islands(stage, find_islands(traced, stage), layers)
@@ -192,12 +209,11 @@ def _add_profile(builder: Any, config: Any, stage: StageRecord) -> None:
         )
 
 
-def _inspect(trt: Any, logger: Any, plan: bytes, messages: list[str]) -> EngineLayers:
+def _inspect(trt: Any, logger: Any, plan: bytes, messages: list[str]) -> str:
     engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
     if engine is None:
         raise EngineError(f"the engine just built cannot be read back: {complaints(messages)}")
-    text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    return read_layers(text, messages)
+    return str(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
 
 
 def _failed(trt: Any, stage: StageRecord, messages: list[str]) -> EngineError:
