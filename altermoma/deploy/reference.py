@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from altermoma.deploy.stage_io import Arrays
 from altermoma.errors import BundleError
-from altermoma.frames import Boxes, Calibration
+from altermoma.frames import Boxes, Calibration, Frame
 
 INPUTS_FILE = "reference/inputs.npz"
 OUTPUTS_FILE = "reference/outputs.npz"
@@ -37,6 +37,18 @@ class Reference:
     host: Arrays
     tensors: Arrays
     boxes: Boxes
+
+    def frame(self, scene: str) -> Frame:
+        """The frame as a reader would give it; the vehicle stands in the origin, as a bundle tells nothing of it."""
+        return Frame(
+            token="reference",
+            scene=scene,
+            images_vhw3=self.images_vhw3,
+            points_p5=self.points_p5,
+            calibration=self.calibration,
+            ego_from_lidar_44=np.eye(4),
+            global_from_ego_44=np.eye(4),
+        )
 
 
 def write_reference(folder: Path, reference: Reference) -> None:

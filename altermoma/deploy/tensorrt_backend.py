@@ -138,6 +138,15 @@ def device_name(gpu: Gpu) -> str:
     return f"{gpu.name} (compute capability {gpu.compute_capability})"
 
 
+def device_here() -> str:
+    """`device_name` of this machine.
+
+    Raises:
+        EngineError: no GPU.
+    """
+    return device_name(_gpu())
+
+
 def _gpu() -> Gpu:
     probe = probe_gpu()
     if probe.gpu is None:

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from altermoma.deploy.benchmark import BenchmarkResult, pipeline_variant, run_benchmark
 from altermoma.deploy.bundle import Bundle
 from altermoma.deploy.pipeline import Backend, Pipeline
 from altermoma.errors import UnsupportedError
-from altermoma.frames import Frame
 
 
 def bench_bundles(
@@ -35,18 +32,6 @@ def bench_bundles(
         )
         for bundle in bundles
     }
-    return run_benchmark(variants, [reference_frame(bundles[0])], rounds=rounds, warmup=2, threads=threads)
-
-
-def reference_frame(bundle: Bundle) -> Frame:
-    """The frame that a bundle carries, as a reader would give it."""
-    reference = bundle.reference()
-    return Frame(
-        token="reference",
-        scene=bundle.manifest.name,
-        images_vhw3=reference.images_vhw3,
-        points_p5=reference.points_p5,
-        calibration=reference.calibration,
-        ego_from_lidar_44=np.eye(4),
-        global_from_ego_44=np.eye(4),
+    return run_benchmark(
+        variants, [bundles[0].reference().frame(bundles[0].manifest.name)], rounds=rounds, warmup=2, threads=threads
     )

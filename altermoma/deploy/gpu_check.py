@@ -1,0 +1,265 @@
+"""One precision of a bundle on the machine that is to run it: every stage built, read back, run alone, then the frame.
+
+Nothing is given up for one failure: each step's outcome is on file before the next begins. A process that dies leaves
+its step as "started"; whoever runs it again first calls `mark_ended`, and the rest is carried on with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+import os
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from altermoma.deploy.benchmark import summary
+from altermoma.deploy.bundle import Bundle
+from altermoma.deploy.manifest import STAGES, StageRecord
+from altermoma.deploy.pipeline import Pipeline, open_stages
+from altermoma.deploy.self_check import check_frame, check_stage, reference_inputs
+from altermoma.deploy.stage_io import StageRunner
+from altermoma.deploy.telemetry import sampled
+from altermoma.deploy.tensorrt_api import import_tensorrt
+from altermoma.deploy.tensorrt_backend import build_stage, engines_here, open_engines
+from altermoma.deploy.tensorrt_builder import BuildLog, BuildOptions, builder_revision
+from altermoma.deploy.tensorrt_inspect import read_layers
+from altermoma.errors import AltermomaError
+from altermoma.storage import content_key, read_json, write_json, write_text
+
+CHECK_FILE = "check.json"
+RUNS = 50
+"""Runs of one stage alone, of which the first tenth is not counted."""
+
+NOT_FINITE = 1e30
+"""Stands for NaN and infinity in a record."""
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One precision of a bundle, and the folder of what is found out about it."""
+
+    bundle: Path
+    precision: str
+    folder: Path
+
+    @property
+    def file(self) -> Path:
+        return self.folder / CHECK_FILE
+
+    def read(self) -> Record:
+        """What is on file; empty if nothing is."""
+        return cast(Record, read_json(self.file)) if self.file.is_file() else {}
+
+
+class UnmetError(Exception):
+    """A step that ran, and found that something is not as it must be; `found` is kept."""
+
+    def __init__(self, text: str, found: Record) -> None:
+        super().__init__(text)
+        self.found = found
+
+
+def check_variant(variant: Variant, *, timing_cache: Path, device: str) -> Record:
+    """Does every step that is not done yet; call only where `why_not` says nothing.
+
+    Args:
+        variant: what to check.
+        timing_cache: file shared by all builds on this machine.
+        device: name of the GPU; what was found on another is done again.
+
+    Returns:
+        The record on file: `steps` by name, each with `status` ("passed", "failed", "skipped"), `seconds`, `error`.
+
+    Raises:
+        BundleError: the bundle is damaged or lacks the precision: there is nothing to check.
+    """
+    bundle = Bundle.open(variant.bundle)
+    held = bundle.stages(variant.precision)
+    stages = {name: held[name] for name in STAGES if name in held}
+    options = _options(bundle, variant.precision)
+    book = _Book(variant, _key(bundle, options, device), bundle)
+    for stage in stages.values():
+        book.step(f"build {stage.name}", partial(_build, variant, stage, options, timing_cache))
+    for stage in stages.values():
+        book.step(f"run {stage.name}", partial(_run, variant, stage), needs=[f"build {stage.name}"])
+    book.step("frame", partial(_frame, variant, options), needs=[f"build {name}" for name in stages])
+    book.step("onnxruntime", partial(_control, variant))
+    return book.close()
+
+
+def mark_ended(variant: Variant, how: str) -> bool:
+    """Turns a step that was under way when its process ended into a failure; says whether there was one.
+
+    Args:
+        variant: whose process it was.
+        how: what became of the process.
+    """
+    record = variant.read()
+    started = [step for step in record.get("steps", {}).values() if step["status"] == "started"]
+    for step in started:
+        step |= {"status": "failed", "error": how}
+    if started:
+        write_json(variant.file, record)
+    return bool(started)
+
+
+def forget(variant: Variant, *, failures: bool) -> None:
+    """Takes steps off the file, so that they are done again: those under way, or those that failed as well."""
+    record = variant.read()
+    again = {"started", "failed"} if failures else {"started"}
+    steps = record.get("steps", {})
+    kept = {name: step for name, step in steps.items() if step["status"] not in again}
+    if len(kept) < len(steps):
+        write_json(variant.file, record | {"steps": kept, "status": "unfinished"})
+
+
+def _options(bundle: Bundle, precision: str) -> BuildOptions:
+    sparsity = bundle.manifest.recipe.get("engine", {}).get("sparsity", "dense")
+    return BuildOptions(precision=cast(Any, precision), sparsity=sparsity)
+
+
+def _key(bundle: Bundle, options: BuildOptions, device: str) -> str:
+    files = {name: record.sha256 for name, record in bundle.manifest.files.items()}
+    trt = str(import_tensorrt().__version__)
+    build = {"options": dataclasses.asdict(options), "builder": builder_revision()}
+    return content_key({"files": files, "tensorrt": trt, "device": device, **build})
+
+
+class _Book:
+    """Steps by name, written at every change."""
+
+    def __init__(self, variant: Variant, key: str, bundle: Bundle) -> None:
+        old = variant.read()
+        manifest = bundle.manifest
+        self._variant = variant
+        self.record: Record = {
+            "key": key,
+            "status": "unfinished",
+            "name": manifest.name,
+            "model": str(manifest.recipe.get("model", manifest.name)),
+            "precision": variant.precision,
+            "metrics": manifest.metrics,
+            "steps": old["steps"] if old.get("key") == key else {},
+        }
+
+    def step(self, name: str, work: Callable[[], Record], needs: list[str] | None = None) -> None:
+        """Runs one step unless its outcome is known."""
+        steps = self.record["steps"]
+        if steps.get(name, {}).get("status") in {"passed", "failed"}:
+            return
+        unmet = [need for need in needs or [] if steps[need]["status"] != "passed"]
+        if unmet:
+            steps[name] = {"status": "skipped", "error": f"no success in: {', '.join(unmet)}"}
+            return
+        steps[name] = {"status": "started"}
+        self._write()
+        started = time.perf_counter()
+        steps[name] = _finite(_outcome(work))
+        steps[name]["seconds"] = round(time.perf_counter() - started, 2)
+        self._write()
+
+    def close(self) -> Record:
+        failed = any(step["status"] == "failed" for step in self.record["steps"].values())
+        self.record["status"] = "failed" if failed else "passed"
+        self._write()
+        return self.record
+
+    def _write(self) -> None:
+        write_json(self._variant.file, self.record)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has neither NaN nor infinity, which are what a broken engine gives."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value if not isinstance(value, float) or math.isfinite(value) else NOT_FINITE
+
+
+def _outcome(work: Callable[[], Record]) -> Record:
+    try:
+        return {"status": "passed", **work()}
+    except UnmetError as error:
+        return {"status": "failed", "error": str(error), **error.found}
+    except AltermomaError as error:
+        return {"status": "failed", "error": str(error)}
+    except Exception as error:  # whatever a runtime raises is a result here, and the next step is to run
+        return {"status": "failed", "error": repr(error), "traceback": traceback.format_exc()}
+
+
+def _build(variant: Variant, stage: StageRecord, options: BuildOptions, timing_cache: Path) -> Record:
+    """Time, size, and what the inspector read back; everything that TensorRT said lies beside the record."""
+    log, gpu = BuildLog(), dict[str, Any]()
+    try:
+        with sampled(gpu):
+            bundle = build_stage(Bundle.open(variant.bundle), stage, options, timing_cache=timing_cache, log=log)
+    finally:
+        # An engine that was built earlier says nothing: its log stays.
+        if log.messages or log.report:
+            write_text(variant.folder / f"{stage.name}.log", "\n".join(log.messages) + "\n")
+            write_text(variant.folder / f"{stage.name}.layers.json", log.report + "\n")
+    built = next(r for r in bundle.manifest.engines.built if (r.stage, r.precision) == (stage.name, variant.precision))
+    found: Record = {"plan_bytes": built.size, "layers": built.precisions, "built_before": not log.report}
+    if "memory_used_mib" in gpu:
+        found["gpu_memory_mib"] = gpu["memory_used_mib"]["max"]
+    if log.report:
+        layers = read_layers(log.report, log.messages)
+        found |= {"sparse_eligible": len(layers.sparse_eligible), "sparse_picked": len(layers.sparse_picked)}
+        if options.sparsity == "2:4" and layers.sparse_eligible and not layers.sparse_picked:
+            raise UnmetError("2:4 was asked for; TensorRT found layers eligible and picked none", found)
+    return found
+
+
+def _run(variant: Variant, stage: StageRecord) -> Record:
+    """Outputs against the reference's, milliseconds without copies, and device memory."""
+    bundle = Bundle.open(variant.bundle)
+    runner = open_engines(bundle, variant.precision, only=[stage.name])[stage.name]
+    found = _parity(bundle, runner, variant.precision)
+    times = runner.execution_ms(reference_inputs(stage, bundle.reference()), RUNS)
+    found |= {"execution_ms": summary(times[RUNS // 10 :]), "memory_bytes": runner.memory_bytes()}
+    return _held(found)
+
+
+def _parity(bundle: Bundle, runner: StageRunner, precision: str) -> Record:
+    checks = check_stage(precision, runner, bundle.reference(), bundle.manifest.tolerances[precision])
+    return {"parity": [dataclasses.asdict(c) for c in checks]}
+
+
+def _held(found: Record) -> Record:
+    beyond = [c for c in found["parity"] if c["difference"] > c["allowed"]]
+    if beyond:
+        told = ", ".join(f"{c['stage']}.{c['tensor']} by {c['difference']:.1e}" for c in beyond)
+        raise UnmetError(f"beyond the tolerance of {beyond[0]['allowed']:.0e}: {told}", found)
+    return found
+
+
+def _frame(variant: Variant, options: BuildOptions) -> Record:
+    """From raw sensor arrays to boxes; with every stage built, the bundle's engines are complete."""
+    bundle = engines_here(Bundle.open(variant.bundle), options, build="require")
+    pipeline = Pipeline(bundle.manifest.geometry, open_engines(bundle, variant.precision))
+    check = check_frame(variant.precision, pipeline, bundle.reference())
+    found = dataclasses.asdict(check)
+    if not check.passed:
+        raise UnmetError(f"{check.matched} of {check.boxes} boxes found again, {check.centre_m:.3f} m off", found)
+    return found
+
+
+def _control(variant: Variant) -> Record:
+    """The same graphs on ONNX Runtime here: tells whether the bundle or the engine is to blame."""
+    if variant.precision != "fp32" or importlib.util.find_spec("onnxruntime") is None:
+        return {"note": "not run: only for fp32, where onnxruntime is installed"}
+    bundle = Bundle.open(variant.bundle)
+    runners = open_stages(bundle, "onnxruntime", variant.precision, threads=os.cpu_count() or 1)
+    found: Record = {"parity": []}
+    for runner in runners.values():
+        found["parity"] += _parity(bundle, runner, variant.precision)["parity"]
+    return _held(found)

@@ -1,0 +1,336 @@
+"""The check of a GPU machine on the stand-in of TensorRT: what passes, and what becomes of every kind of failure."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import typer
+from onnx import TensorProto, numpy_helper
+from tensorrt_double import VERSIONS, FakeCuda, TensorRtDouble, attach_runtime, inspector_report
+from tiny_bundle import content
+from typer.testing import CliRunner
+
+from altermoma.deploy import gpu_check, tensorrt_backend
+from altermoma.deploy.bundle import Bundle, write_bundle
+from altermoma.deploy.cuda_driver import Gpu, Probe
+from altermoma.deploy.manifest import STAGES
+from altermoma.deploy.telemetry import summarise
+from altermoma.errors import EngineError
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "gpu_check.py"
+GPU = Gpu(name="Test GPU", compute_capability="8.7", memory_mib=1, driver="12.6")
+Parsed = list[bytes]
+
+pytestmark = pytest.mark.skipif(not VERSIONS, reason="no TensorRT API files beside the checkout")
+
+
+def load_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("gpu_check_script", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+class Crash(BaseException):
+    """What ends a process."""
+
+
+class Machine:
+    """A GPU machine as far as the code can see; the script's child processes are calls."""
+
+    def __init__(self, trt: TensorRtDouble, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        self.trt, self.folder, self.script = trt, folder, load_script()
+        self.parsed: Parsed = []
+        cuda = FakeCuda()
+        attach_runtime(trt, cuda)
+        trt.answers |= {
+            ("OnnxParser", "parse"): lambda _, model: self.parsed.append(model) or True,
+            ("Builder", "build_serialized_network"): lambda *_: bytearray(self.parsed[-1]),
+            ("EngineInspector", "get_engine_information"): lambda *_: inspector_report((10, 3), self.precision()),
+            ("IBuilderConfig", "add_optimization_profile"): lambda *_: 0,
+            ("ICudaEngine", "device_memory_size_v2"): lambda _: 5_000_000,
+        }
+        monkeypatch.setattr(tensorrt_backend, "probe_gpu", lambda: Probe(gpu=GPU))
+        monkeypatch.setattr(tensorrt_backend, "Cuda", lambda: cuda)
+        for module in (tensorrt_backend, gpu_check, self.script):
+            monkeypatch.setattr(module, "import_tensorrt", lambda: trt)
+
+    @property
+    def stage(self) -> str:
+        """Of the graph parsed last."""
+        return str(onnx.load_from_string(self.parsed[-1]).graph.name)
+
+    def precision(self) -> str:
+        graph = onnx.load_from_string(self.parsed[-1]).graph
+        types = {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
+        return "fp16" if TensorProto.FLOAT16 in types else "fp32"
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "result"
+
+    def bundle(self, name: str, *, amount: float = 0.0, precisions: tuple[str, ...] = ("fp32",)) -> Path:
+        metrics = {"amount": amount, "flops": {"total": 100.0 * (1 - amount)}}
+        made = dataclasses.replace(content(precisions), metrics=metrics, recipe={"model": "toy"})
+        return write_bundle(self.folder / "bundles" / name, made).folder
+
+    def builds(self) -> int:
+        return len(self.trt.called("Builder", "build_serialized_network"))
+
+    def run(self, *options: str, seconds: float = 600.0, retry: bool = False) -> dict[str, Any]:
+        """Runs the plan over all bundles; `result.json`."""
+        variants, broken = self.script.group(self.script.find_bundles([self.folder / "bundles"]), self.out)
+        plan = self.script.Plan(
+            out=self.out,
+            variants=variants,
+            broken=broken,
+            deadline=time.monotonic() + seconds,
+            step_s=100.0,
+            bench_s=0.05,
+            threads=1,
+        )
+        for variant in plan.every if retry else []:
+            gpu_check.forget(variant, failures=True)
+        faults = self.script.run_plan(plan, self.child)
+        result: dict[str, Any] = json.loads((self.out / "result.json").read_text())
+        assert result["failures"] == faults
+        return result
+
+    def child(self, arguments: list[str], log: Path, timeout: float) -> str:
+        app = typer.Typer(pretty_exceptions_enable=False)
+        app.command()(self.script.main)
+        assert timeout > 0
+        try:
+            done = CliRunner().invoke(app, arguments)
+        except Crash:
+            return "its process crashed: SIGSEGV"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(repr(done.exception))
+        return "its process ended with code 1" if done.exit_code else ""
+
+    def on_stage(self, stage: str, answer: Callable[[], Any]) -> None:
+        """Another outcome of the build of one stage."""
+        build = self.trt.answers[("Builder", "build_serialized_network")]
+        self.trt.answers[("Builder", "build_serialized_network")] = lambda *arguments: (
+            answer() if self.stage == stage else build(*arguments)
+        )
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
+    return Machine(TensorRtDouble("10.3.0"), monkeypatch, tmp_path)
+
+
+def test_everything_passes_and_is_not_done_again(machine: Machine) -> None:
+    dense = machine.bundle("dense", precisions=("fp32", "fp16"))
+    machine.bundle("pruned", amount=0.5, precisions=("fp32", "fp16"))
+    result = machine.run()
+    assert result["failures"] == []
+    assert set(result["variants"]) == {"dense-fp32", "dense-fp16", "pruned-fp32", "pruned-fp16"}
+    for name, check in result["variants"].items():
+        steps = check["steps"]
+        assert check["status"] == "passed"
+        wanted = [*(f"build {s}" for s in STAGES), *(f"run {s}" for s in STAGES), "frame", "onnxruntime"]
+        assert list(steps) == wanted
+        assert {step["status"] for step in steps.values()} == {"passed"}
+        assert steps["build lidar"]["layers"] == {name[-4:]: 1}
+        assert steps["run lidar"]["memory_bytes"]["scratch"] == 5_000_000
+        assert 0 < steps["run lidar"]["execution_ms"]["p50"] <= steps["run lidar"]["execution_ms"]["max"]
+        assert (machine.out / name / "lidar.layers.json").is_file()
+    assert steps["frame"]["matched"] == steps["frame"]["boxes"] > 0
+    assert Bundle.open(dense).manifest.engines.state == "built"
+    bench = result["benchmarks"]["toy"]
+    assert set(bench["variants"]) == set(result["variants"])
+    page = (machine.out / "result.md").read_text()
+    assert "Everything passed" in page
+    ratio = next(line for line in page.splitlines() if line.startswith("| pruned-fp16 | ") and "0.500" in line)
+    times = {name: bench["variants"][name]["latency_ms"]["frame"]["p50"] for name in ("dense-fp16", "pruned-fp16")}
+    shown = 1 - times["pruned-fp16"] / times["dense-fp16"]
+    assert f"{shown / 0.5:.2f}" in ratio
+    assert "| paper, AlterMOMA 50 % | 0.705 | 0.433 | 0.52 |" in page
+    before = machine.builds(), (machine.out / "bench-toy.json").stat().st_mtime_ns
+    assert machine.run()["failures"] == []
+    assert (machine.builds(), (machine.out / "bench-toy.json").stat().st_mtime_ns) == before
+
+
+def test_a_build_that_fails_costs_its_stage_alone(machine: Machine) -> None:
+    def fail() -> None:
+        logger = machine.trt.called("Builder", "__init__")[-1][0]
+        logger.log(machine.trt.ILogger.Severity.ERROR, "no tactic for Gather_7")
+
+    machine.bundle("dense")
+    build = machine.trt.answers[("Builder", "build_serialized_network")]
+    machine.on_stage("lidar", fail)
+    result = machine.run()
+    steps = result["variants"]["dense-fp32"]["steps"]
+    assert {name for name, step in steps.items() if step["status"] == "passed"} == {
+        *(f"{what} {stage}" for what in ("build", "run") for stage in STAGES if stage != "lidar"),
+        "onnxruntime",
+    }
+    assert "no tactic for Gather_7" in steps["build lidar"]["error"]
+    assert "no tactic for Gather_7" in (machine.out / "dense-fp32" / "lidar.log").read_text()
+    assert steps["run lidar"]["status"] == steps["frame"]["status"] == "skipped"
+    assert "nothing to time" in result["benchmarks"]["toy"]["error"]
+    assert len(result["failures"]) == 4
+    count = machine.builds()
+    machine.run()
+    assert machine.builds() == count, "a failure is an outcome too"
+    machine.trt.answers[("Builder", "build_serialized_network")] = build
+    assert machine.run(retry=True)["failures"] == []
+    assert machine.builds() == count + 1
+
+
+def test_an_engine_that_is_not_what_was_asked_for(machine: Machine) -> None:
+    machine.bundle("dense")
+    report = inspector_report((10, 3), "fp32", "fp16")
+    machine.trt.answers[("EngineInspector", "get_engine_information")] = lambda *_: report
+    result = machine.run()
+    steps = result["variants"]["dense-fp32"]["steps"]
+    assert "asked for in fp32 but computes in fp16 in 1 layers" in steps["build head"]["error"]
+    assert json.loads((machine.out / "dense-fp32" / "head.layers.json").read_text()) == json.loads(report)
+    assert "asked for in fp32" in (machine.out / "result.md").read_text()
+
+
+def test_outputs_beyond_the_tolerance_are_timed_and_marked(machine: Machine) -> None:
+    def bent() -> bytearray:
+        model = onnx.load_from_string(machine.parsed[-1])
+        weight = next(t for t in model.graph.initializer if t.name == "w_fuse")
+        weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.01), "w_fuse"))
+        return bytearray(model.SerializeToString())
+
+    machine.bundle("dense")
+    machine.on_stage("fusion", bent)
+    result = machine.run()
+    steps = result["variants"]["dense-fp32"]["steps"]
+    assert steps["run fusion"]["status"] == "failed"
+    assert "fusion.bev by" in steps["run fusion"]["error"]
+    (check,) = steps["run fusion"]["parity"]
+    assert 1e-4 < check["difference"] < 2e-2
+    assert steps["run fusion"]["execution_ms"]["p50"] > 0
+    assert steps["run head"]["status"] == "passed", "each stage is fed with the reference's inputs"
+    assert steps["onnxruntime"]["status"] == "passed", "the bundle is not to blame"
+    assert "Not everything is right in dense-fp32" in (machine.out / "result.md").read_text()
+
+
+def test_not_a_number_is_a_failure_that_json_can_hold(machine: Machine) -> None:
+    machine.bundle("dense")
+    execute = machine.trt.answers[("IExecutionContext", "execute_async_v3")]
+    cuda = tensorrt_backend.Cuda()
+
+    def poisoned(this: Any, stream: int) -> bool:
+        done = bool(execute(this, stream))
+        if "camera_bev" in this.made and "bev" not in this.made:
+            cuda.memory[this.addresses["camera_bev"]][:4].view(np.float32)[0] = np.nan
+        return done
+
+    machine.trt.answers[("IExecutionContext", "execute_async_v3")] = poisoned
+    steps = machine.run()["variants"]["dense-fp32"]["steps"]
+    assert steps["run view"]["status"] == "failed"
+    assert steps["run view"]["parity"][0]["difference"] == gpu_check.NOT_FINITE
+
+
+def test_a_crash_costs_one_step(machine: Machine) -> None:
+    def crash() -> None:
+        raise Crash
+
+    machine.bundle("dense")
+    machine.on_stage("view", crash)
+    steps = machine.run()["variants"]["dense-fp32"]["steps"]
+    assert steps["build view"] == {"status": "failed", "error": "its process crashed: SIGSEGV"}
+    assert steps["run head"]["status"] == "passed"
+    assert steps["frame"]["status"] == "skipped"
+
+
+def test_what_was_interrupted_is_done_again(machine: Machine) -> None:
+    machine.bundle("dense")
+    machine.run()
+    file = machine.out / "dense-fp32" / "check.json"
+    record = json.loads(file.read_text())
+    record["steps"]["frame"] = {"status": "started"}
+    file.write_text(json.dumps(record))
+    result = machine.run()
+    assert result["failures"] == []
+    assert result["variants"]["dense-fp32"]["steps"]["frame"]["matched"] > 0
+
+
+def test_the_time_is_over(machine: Machine) -> None:
+    machine.bundle("dense")
+    result = machine.run(seconds=1.0)
+    assert machine.builds() == 0
+    assert [line.partition(":")[0] for line in result["failures"]] == ["dense-fp32", "benchmark of toy"]
+    assert machine.run()["failures"] == []
+
+
+def test_damaged_bundles_are_named_and_the_others_checked(machine: Machine) -> None:
+    machine.bundle("good")
+    graph = machine.bundle("altered") / "stages" / "fp32" / "head.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1])
+    (machine.bundle("unreadable") / "manifest.json").write_text("{")
+    result = machine.run()
+    assert result["variants"]["good-fp32"]["status"] == "passed"
+    assert "not valid JSON" in result["variants"]["unreadable"]["error"]
+    assert "truncated or grown: stages/fp32/head.onnx" in result["variants"]["altered-fp32"]["error"]
+    assert len(result["failures"]) == 2
+
+
+def test_processes_that_crash_hang_or_fail(machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    code = "import os, signal, sys, time\n"
+    code += "time.sleep(60) if sys.argv[1] == 'hang' else None\n"
+    code += "os.kill(os.getpid(), signal.SIGSEGV) if sys.argv[1] == 'crash' else print('said')\n"
+    code += "sys.exit(int(sys.argv[1]))\n"
+    (tmp_path / "child.py").write_text(code)
+    monkeypatch.setattr(machine.script, "__file__", str(tmp_path / "child.py"))
+    log = tmp_path / "logs" / "log"
+    assert machine.script.run_here(["crash"], log, 30.0) == "its process crashed: SIGSEGV"
+    assert machine.script.run_here(["hang"], log, 0.5) == "it was ended after 0 s"
+    assert machine.script.run_here(["2"], log, 30.0) == "its process ended with code 2"
+    assert machine.script.run_here(["0"], log, 30.0) == ""
+    assert log.read_text().count("said") == 2
+
+
+def test_names_must_tell_bundles_apart(machine: Machine, tmp_path: Path) -> None:
+    first = machine.bundle("same")
+    second = write_bundle(tmp_path / "elsewhere" / "same", content(("fp32",))).folder
+    with pytest.raises(Exception, match="two bundle folders are called same"):
+        machine.script.find_bundles([first, second])
+    with pytest.raises(Exception, match="no bundle and holds none"):
+        machine.script.find_bundles([tmp_path / "nothing"])
+
+
+def test_samples_of_the_gpu() -> None:
+    lines = "1980, 2619, 350.1, 44, 97, 4096\n1500, 2619, [N/A], 45, 12, 5000\nbroken\n"
+    found = summarise(lines)
+    assert found["sm_mhz"] == {"min": 1500.0, "median": 1740.0, "max": 1980.0}
+    assert found["power_w"] == {"min": 350.1, "median": 350.1, "max": 350.1}
+    assert summarise("") == {}
+
+
+def test_without_a_gpu_it_says_so(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = machine.bundle("dense")
+    monkeypatch.setattr(tensorrt_backend, "probe_gpu", lambda: Probe(gpu=None, reason="no GPU in this test"))
+    with pytest.raises(EngineError, match="nothing can be checked here: no GPU in this test"):
+        machine.script.main(bundles=[folder], out=machine.out)
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(folder), "--out", str(machine.out)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode == 3:
+        assert "nothing can be checked here" in done.stderr
+    assert "Segmentation" not in done.stderr
