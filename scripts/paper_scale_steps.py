@@ -23,7 +23,7 @@ import torch
 import typer
 from safetensors.torch import load_file, save_file
 
-from altermoma.checkpoints.io import model_from_checkpoint, save_checkpoint
+from altermoma.checkpoints.io import WEIGHTS, bundled_checkpoint, model_from_checkpoint, save_checkpoint
 from altermoma.data.augment import Augment, move_boxes
 from altermoma.data.nuscenes import NuScenesReader
 from altermoma.frames import Boxes, Frame
@@ -63,6 +63,9 @@ def of_frames(count: int) -> PruneRecipe:
 SPARSITIES = (0.8, 0.85, 0.9)
 TOLERANCE = 1e-3
 
+SYNTHETIC = Path("synthetic")
+"""In place of the folder of the real frame: one of the synthetic world."""
+
 app = typer.Typer(pretty_exceptions_enable=False)
 Preset = Annotated[str, typer.Option(help="Name of the model.")]
 Data = Annotated[Path, typer.Option(help="Folder with nuscenes_one_frame and nuscenes_ten_sweeps.bin.")]
@@ -80,6 +83,9 @@ def label(amount: float, *, timed: bool = False) -> str:
 
 def real_frame(data: Path) -> Frame:
     """The real frame with the cloud of ten sweeps (of another scene) in place of its own single sweep."""
+    if data == SYNTHETIC:
+        place = Workplace(Recipe(data=DataRecipe(sweeps=10)))
+        return place.reader.read(place.val.tokens[0])
     reader = NuScenesReader(data / "nuscenes_one_frame", "v1.0-mini", sweeps=1)
     sweeps = np.fromfile(data / "nuscenes_ten_sweeps.bin", np.float16).reshape(-1, 5)
     return dataclasses.replace(reader.read(reader.tokens("mysplit")[0]), points_p5=sweeps.astype(np.float32))
@@ -90,6 +96,9 @@ def batch_of(frame: Frame, model: FusionModel) -> FrameBatch:
 
 
 def dense_model(preset: str, frame: Frame) -> FusionModel:
+    """Weights of the package where it has some, else random ones."""
+    if (WEIGHTS / f"{preset}.safetensors").is_file():
+        return model_from_checkpoint(bundled_checkpoint(preset))
     return random_model(preset, lambda model: batch_of(frame, model))
 
 

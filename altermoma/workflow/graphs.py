@@ -24,7 +24,13 @@ if TYPE_CHECKING:
 
 
 def export_bundle(
-    place: Workplace, model: FusionModel, precisions: tuple[Precision, ...], folder: Path, widths: dict[str, Any]
+    place: Workplace,
+    model: FusionModel,
+    precisions: tuple[Precision, ...],
+    folder: Path,
+    widths: dict[str, Any],
+    *,
+    frame: Frame | None = None,
 ) -> dict[str, Any]:
     """Exports a model at each precision, checks parity with torch, and writes a bundle without metrics.
 
@@ -34,13 +40,14 @@ def export_bundle(
         precisions: to bake in.
         folder: of the bundle.
         widths: channels before and after pruning, for the manifest.
+        frame: the bundle's reference; without it the first of the validation split.
 
     Returns:
         Per precision the parity of each stage and of the frame, and the lint's findings.
     """
     recipe, geometry = place.recipe, model.config.geometry
     target = load_target(recipe.engine.target)
-    frame = place.reader.read(place.val.tokens[0])
+    frame = frame or place.reader.read(place.val.tokens[0])
     inputs = FramePreparer(geometry).prepare(frame)
     results = {
         precision: export_model(
