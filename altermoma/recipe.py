@@ -26,13 +26,18 @@ Partition = Literal["camera", "lidar", "fusion"]
 
 @dataclass(frozen=True, kw_only=True)
 class DataRecipe:
-    """Where frames come from. An empty root means the synthetic world, made on first use and cached."""
+    """Where frames come from. An empty root means the synthetic world, made on first use and cached.
+
+    Attributes:
+        map_masks: folder with the truth of the map head, for models that have one (altermoma.data.map_masks).
+    """
 
     root: str = ""
     version: str = "v1.0-mini"
     train_split: str = "mini_train"
     val_split: str = "mini_val"
     sweeps: int = 3
+    map_masks: str = ""
     synth_scenes: int = 10
     synth_seed: int = 7
 

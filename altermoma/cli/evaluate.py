@@ -45,6 +45,10 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
     print(f"mAP {metrics['mAP']:.4f}  NDS {metrics['NDS']:.4f}  on {metrics['frames']} frames")
     for name, ap in metrics["per_class_ap"].items():
         print(f"  {name:<22}{ap:.4f}")
+    if "mIoU" in metrics:
+        print(f"map mIoU {metrics['mIoU']:.4f}, each class at its best threshold")
+        for name, iou in metrics["map_iou"].items():
+            print(f"  {name:<22}{iou:.4f}")
 
 
 def _check_choice(checkpoint: Path | None, config: Path | None, bundle: Path | None, engine: str | None) -> None:

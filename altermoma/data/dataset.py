@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from altermoma.data.augment import Augment, move_boxes
+from altermoma.data.map_masks import MAP_TRUTH, MapMasks
 from altermoma.errors import DataError
 from altermoma.frames import Boxes, Calibration, Frame
 from altermoma.geometry import Geometry
@@ -45,7 +46,7 @@ class Sample:
     """One frame ready for a model.
 
     Attributes:
-        inputs: arrays named as the graph inputs (see `altermoma.ops.prepare`).
+        inputs: arrays named as the graph inputs (see `altermoma.ops.prepare`); where there are masks also MAP_TRUTH.
         truth: boxes to be found, in the (augmented) LiDAR frame; empty in a test set.
         token: sample token.
         warnings: what was degraded in the frame.
@@ -81,8 +82,8 @@ class FrameDataset:
         tokens: sample tokens, in the order of the indices.
         geometry: of the model.
         augment: how `sample` moves frames; None leaves them as they are.
-        cache: keep decoded frames after the first read.
-        cache_mib: memory for them; frames read after it is full are read again each time.
+        cache_mib: memory for decoded frames; those read after it is full are read again each time.
+        masks: truth of the map head; they are not moved by `augment`, see `check_augmentation`.
     """
 
     def __init__(
@@ -91,13 +92,17 @@ class FrameDataset:
         tokens: Sequence[str],
         geometry: Geometry,
         augment: Augment | None = None,
-        cache: bool = True,
+        *,
         cache_mib: int = 1024,
+        masks: MapMasks | None = None,
     ) -> None:
         if not tokens:
             raise DataError("no frames", expected="at least one sample token", remedy="check the split")
+        if masks is not None:
+            masks.check(tokens)
         self.reader, self.tokens, self.geometry, self.augment = reader, list(tokens), geometry, augment
-        self._budget = cache_mib << 20 if cache else 0
+        self.masks = masks
+        self._budget = cache_mib << 20
         self._kept: dict[int, _Kept] = {}
         self._lock = threading.Lock()
         self._per_thread = threading.local()
@@ -115,7 +120,17 @@ class FrameDataset:
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         """The frame moved by `augment` with the random numbers of `rng`."""
+        self.check_augmentation()
         return self._sample(index, self.augment.matrix(rng) if self.augment else None)
+
+    def check_augmentation(self) -> None:
+        """Raises a DataError where frames would be moved and their masks not."""
+        if self.masks is not None and self.augment is not None:
+            raise DataError(
+                "map masks with augmented frames",
+                expected="frames as they are: masks are not moved with them",
+                remedy="set finetune.augment = false",
+            )
 
     def batch(self, step: int, *, batch_size: int, seed: int) -> list[Sample]:
         """The training batch of an optimiser step, a pure function of (seed, step): a resumed run repeats it."""
@@ -137,6 +152,8 @@ class FrameDataset:
             frame.images_vhw3, frame.points_p5, frame.calibration, lidar_aug_44=lidar_aug_44
         )
         dropped = preparer.dropped_voxels - dropped
+        if self.masks is not None:
+            inputs[MAP_TRUTH] = self.masks.read(self.tokens[index])
         warnings = frame.warnings
         if dropped:
             warnings = (

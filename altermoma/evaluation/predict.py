@@ -10,8 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from altermoma.data.dataset import FrameDataset, Sample, prefetch
+from altermoma.data.map_masks import MAP_TRUTH
+from altermoma.errors import DataError
+from altermoma.evaluation.map_eval import MapIou, MapScores
 from altermoma.frames import Boxes
-from altermoma.ops.decode import decode
+from altermoma.geometry import Geometry
+from altermoma.ops.decode import decode, decode_map
 from altermoma.progress import track
 
 if TYPE_CHECKING:
@@ -87,6 +91,33 @@ def detect(
             with torch.inference_mode():
                 boxes = decode(head_arrays(model(batch, masked=masked)), dataset.geometry)
             yield from zip((sample.token for sample in samples), boxes, strict=True)
+
+
+def run_torch(model: FusionModel, geometry: Geometry) -> Run:
+    """A torch model as a frame-wise backend; see `detect_with`."""
+    import torch
+
+    from altermoma.models.batch import collate
+    from altermoma.models.modes import eval_mode
+
+    device = next(model.parameters()).device
+
+    def run(inputs: dict[str, NDArray[np.generic]]) -> Arrays:
+        with eval_mode(model), torch.inference_mode():
+            return head_arrays(model(collate([inputs], geometry).to(device)))
+
+    return run
+
+
+def score_map(run: Run, dataset: FrameDataset) -> MapScores:
+    """IoU of the map head on frames that carry masks, from a frame-wise backend."""
+    counter = MapIou()
+    for sample in track(prefetch(iter(dataset)), "Segmenting", total=len(dataset)):
+        found = decode_map(run(sample.inputs))
+        if found is None:
+            raise DataError("no map among the outputs", expected="a model with a map head")
+        counter.add(found[0], sample.inputs[MAP_TRUTH][0] != 0)
+    return counter.scores()
 
 
 def head_arrays(outputs: Any) -> dict[str, NDArray[np.generic]]:

@@ -38,6 +38,7 @@ class Variant:
         gflops_real: the same where sparse layers count only the pairs that have a source voxel.
         latency_ms: percentiles by stage and for the whole `frame`; None where no honest figure exists (see `note`).
         realised_share: (1 - ms / ms of dense) / (1 - flops / flops of dense) in the same runtime, whole frame.
+        mIoU: of the map head, 0 to 1; None without masks.
     """
 
     title: str
@@ -52,6 +53,7 @@ class Variant:
     latency_ms: dict[str, Percentiles] | None = None
     realised_share: float | None = None
     note: str = ""
+    mIoU: float | None = None  # noqa: N815 (the metric's name)
 
 
 @dataclass(frozen=True, kw_only=True)

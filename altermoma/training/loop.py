@@ -30,6 +30,7 @@ from altermoma.training.distill import Teacher, captured_maps
 from altermoma.training.heap import keep_freed_memory
 from altermoma.training.log import LOG_FILE, append, open_log
 from altermoma.training.losses import LossTerms, detection_loss
+from altermoma.training.map_loss import map_term
 from altermoma.training.schedule import apply_schedule, build_optimiser
 from altermoma.training.state import STATE_FILE, AveragedWeights, load_state, save_state, weights_digest
 from altermoma.training.targets import MatchCosts
@@ -84,7 +85,7 @@ OnStep = Callable[[StepReport], None]
 
 
 def detection_objective(recipe: TrainRecipe, teacher: Teacher | None = None) -> Objective:
-    """The detection loss of a fusion model on its own device, with depth supervision and a teacher if asked for."""
+    """The loss of boxes and map on the model's device, with depth supervision and a teacher if asked for."""
     costs = MatchCosts(radius=recipe.match_radius)
 
     def objective(model: FusionModel, samples: Sequence[Sample]) -> LossTerms:
@@ -93,6 +94,9 @@ def detection_objective(recipe: TrainRecipe, teacher: Teacher | None = None) -> 
         with captured_depth_logits(model) as logits, captured_maps(model) as maps:
             outputs = model(batch, masked=recipe.masked)
         terms = detection_loss(outputs, [sample.truth for sample in samples], geometry, costs=costs)
+        ground = map_term(outputs, batch)
+        if ground is not None:
+            terms = terms.plus(map=ground)
         if logits and recipe.depth_weight > 0:
             terms = terms.plus(depth=recipe.depth_weight * depth_loss(logits[0], batch["depth"], geometry))
         if teacher is not None and recipe.distill_weight > 0:

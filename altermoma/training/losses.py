@@ -13,6 +13,7 @@ from torch import Tensor
 
 from altermoma.frames import Boxes
 from altermoma.geometry import Geometry
+from altermoma.training.map_loss import map_term
 from altermoma.training.targets import FOCAL_ALPHA, FOCAL_GAMMA, MatchCosts, Matching, encode, heatmap_targets, match
 
 if TYPE_CHECKING:
@@ -49,9 +50,10 @@ class LossTerms:
     overlap: float
     depth: Tensor | None = None
     teacher: Tensor | None = None
+    map: Tensor | None = None
 
     def plus(self, **auxiliary: Tensor) -> LossTerms:
-        """The same terms with the named auxiliary losses (`depth`, `teacher`) added to the total."""
+        """The same terms with the named further losses (`depth`, `teacher`, `map`) added to the total."""
         total = self.total
         for term in auxiliary.values():
             total = total + term
@@ -60,7 +62,7 @@ class LossTerms:
     def parts(self) -> dict[str, float]:
         """Plain numbers for a log."""
         scalars = {name: float(getattr(self, name).detach()) for name in ("total", "heatmap", "classes", "boxes")}
-        auxiliary = {"depth": self.depth, "teacher": self.teacher}
+        auxiliary = {"depth": self.depth, "teacher": self.teacher, "map": self.map}
         scalars |= {name: float(term.detach()) for name, term in auxiliary.items() if term is not None}
         return scalars | {"matched": float(self.matched), "overlap": self.overlap}
 
@@ -167,6 +169,10 @@ def task_loss(
     truths: Sequence[Boxes],
     masked: Literal["none", "camera", "lidar"] = "none",
 ) -> Tensor:
-    """Scalar loss L(mask; D) of the model on a batch, as the pruning indicators use it; the model's mode is kept."""
+    """Scalar loss L(mask; D) of the model on a batch, as the pruning indicators use it; the model's mode is kept.
+
+    With a map head it is the sum of both tasks' losses.
+    """
     outputs = model(batch, masked=masked)
-    return detection_loss(outputs, truths, model.config.geometry).total
+    detection, ground = detection_loss(outputs, truths, model.config.geometry).total, map_term(outputs, batch)
+    return detection if ground is None else detection + ground

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from altermoma.data.map_masks import MAP_TRUTH, no_masks
 from altermoma.errors import DataError
+
+if TYPE_CHECKING:
+    from altermoma.models.batch import FrameBatch
+    from altermoma.models.head import HeadOutputs
 
 FOCUS = 2.0
 """Exponent of the focal loss."""
@@ -33,3 +38,17 @@ def map_loss(logits_bcxy: Tensor, truth_bcxy: Tensor, kind: Literal["focal", "xe
         wrong = (logits * (1 - 2 * truth)).sigmoid()
         loss = loss * wrong**FOCUS
     return loss.mean(dim=(0, 2, 3)).sum()
+
+
+def map_term(outputs: HeadOutputs, batch: FrameBatch) -> Tensor | None:
+    """The map loss of a batch that carries masks; None for a model without a map head.
+
+    Raises:
+        DataError: a map head and no masks: it would be trained, or its channels scored, by nothing.
+    """
+    logits = getattr(outputs, "map", None)
+    if logits is None:
+        return None
+    if MAP_TRUTH not in batch.tensors:
+        raise no_masks()
+    return map_loss(logits, batch[MAP_TRUTH])

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from altermoma.data.dataset import FrameDataset
 from altermoma.deploy.bundle import Bundle
+from altermoma.deploy.manifest import TensorSpec
 from altermoma.deploy.matching import match_boxes
 from altermoma.deploy.onnxruntime_backend import OnnxRuntimeStage
 from altermoma.deploy.pipeline import Backend, Pipeline
 from altermoma.deploy.self_check import SCORE_FLOOR
 from altermoma.evaluation.nuscenes_eval import evaluate
-from altermoma.evaluation.predict import detect, detect_with
+from altermoma.evaluation.predict import Run, detect, detect_with, run_torch, score_map
 from altermoma.frames import Boxes
 from altermoma.workflow.detections import Found, keep_detections, read_detections
 from altermoma.workflow.place import Workplace
@@ -30,7 +32,8 @@ DETECTIONS_FILE = "detections.npz"
 
 def evaluate_torch(place: Workplace, model: FusionModel, folder: Path) -> dict[str, Any]:
     """Predicts and scores the validation split in torch; detections are kept in the folder."""
-    return _scored(place, folder / DETECTIONS_FILE, lambda start: detect(model, place.val, start=start))
+    found = _scored(place, folder / DETECTIONS_FILE, lambda start: detect(model, place.val, start=start))
+    return found | _map_scores(place.val, run_torch(model, place.geometry))
 
 
 def evaluate_engine(place: Workplace, bundle: Path, backend: Backend, precision: str, file: Path) -> dict[str, Any]:
@@ -40,11 +43,29 @@ def evaluate_engine(place: Workplace, bundle: Path, backend: Backend, precision:
         pipeline = half_pipeline(opened, threads)
     else:
         pipeline = Pipeline.from_bundle(opened, backend, precision=precision, threads=threads)
-    frames = place.val_for(opened.manifest.geometry)
+    frames = place.val_for(opened.manifest.geometry, map_shape_of(opened.stages(precision)["head"].outputs))
     description = f"Detecting, {backend} {precision}"
-    return _scored(
+    found = _scored(
         place, file, lambda start: detect_with(pipeline.run_stages, frames, start=start, description=description)
     )
+    return found | _map_scores(frames, pipeline.run_stages)
+
+
+def map_shape_of(outputs: Sequence[TensorSpec]) -> tuple[int, int, int] | None:
+    """Classes and cells of the map that a head stage puts out; None without one."""
+    for spec in outputs:
+        if spec.name == "map":
+            _, classes, x, y = map(int, spec.shape)
+            return classes, x, y
+    return None
+
+
+def _map_scores(frames: FrameDataset, run: Run) -> dict[str, Any]:
+    """IoU of the map by class and their mean, where the frames have masks."""
+    if frames.masks is None:
+        return {}
+    scores = score_map(run, frames)
+    return {"mIoU": scores.mean, "map_iou": dict(scores.best)}
 
 
 def half_pipeline(bundle: Bundle, threads: int) -> Pipeline:

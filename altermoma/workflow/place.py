@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from altermoma.data.augment import Augment
 from altermoma.data.dataset import FrameDataset
+from altermoma.data.map_masks import MapMasks
 from altermoma.data.nuscenes import NuScenesReader
-from altermoma.errors import CheckpointError, DataError
+from altermoma.errors import CheckpointError, DataError, RecipeError
 from altermoma.geometry import Geometry
 from altermoma.recipe import Recipe
 
@@ -17,13 +18,16 @@ if TYPE_CHECKING:
     from altermoma.models.config import ModelConfig
     from altermoma.models.fusion import FusionModel
 
+MapShape = tuple[int, int, int]
+"""Classes, cells along x, cells along y."""
+
 
 class Workplace:
     """Opens data and models of a recipe on first use and keeps them for later steps."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self._prepared: dict[Geometry, FrameDataset] = {}
+        self._prepared: dict[tuple[Geometry, MapShape | None], FrameDataset] = {}
 
     @cached_property
     def root(self) -> Path:
@@ -75,23 +79,46 @@ class Workplace:
         return path
 
     @property
+    def map_shape(self) -> MapShape | None:
+        """Classes and cells of the map head; None without one."""
+        config = self.config.map
+        return None if config is None else (config.classes, config.cells, config.cells)
+
+    def masks(self, shape: MapShape | None) -> MapMasks | None:
+        """Truth of a map head of this shape, where the recipe names some."""
+        if not self.recipe.data.map_masks:
+            return None
+        if shape is None:
+            raise RecipeError(
+                "data.map_masks for a model that has no map head",
+                expected="a model with a map head",
+                remedy="leave data.map_masks out, or choose another model",
+            )
+        return MapMasks(Path(self.recipe.data.map_masks), shape)
+
+    @property
     def val(self) -> FrameDataset:
         """Validation frames as they are."""
-        return self.val_for(self.geometry)
+        return self.val_for(self.geometry, self.map_shape)
 
-    def val_for(self, geometry: Geometry) -> FrameDataset:
-        """Validation frames as they are, prepared for a model of this geometry."""
-        if geometry not in self._prepared:
+    def val_for(self, geometry: Geometry, map_shape: MapShape | None = None) -> FrameDataset:
+        """Validation frames as they are, prepared for a model of this geometry and map."""
+        key = geometry, map_shape
+        if key not in self._prepared:
             tokens = self.reader.tokens(self.recipe.data.val_split)
-            self._prepared[geometry] = FrameDataset(self.reader, tokens, geometry)
-        return self._prepared[geometry]
+            self._prepared[key] = FrameDataset(self.reader, tokens, geometry, masks=self.masks(map_shape))
+        return self._prepared[key]
 
     @cached_property
     def train(self) -> FrameDataset:
         """Training frames, augmented as the recipe's fine-tuning asks."""
         augment = Augment() if self.recipe.finetune.augment else None
         return FrameDataset(
-            self.reader, self.reader.tokens(self.recipe.data.train_split), self.geometry, augment=augment
+            self.reader,
+            self.reader.tokens(self.recipe.data.train_split),
+            self.geometry,
+            augment=augment,
+            masks=self.masks(self.map_shape),
         )
 
     def dense_model(self) -> FusionModel:

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from altermoma.data.map_masks import no_masks
 from altermoma.deploy.pipeline import Backend
 from altermoma.errors import DataError
 from altermoma.recipe import Precision, Recipe
@@ -125,6 +126,7 @@ class _Steps:
                 expected="a validation split with true boxes",
                 remedy="set data.val_split to an annotated split",
             )
+        _check_map(place)
         return {
             "version": place.recipe.data.version,
             "train_frames": len(place.train),
@@ -187,6 +189,15 @@ class _Steps:
             torch_weights={"dense": self._place.checkpoint, "pruned": _pruned(folder)},
             engines=tuple(records[ENGINES]["precisions"]),
         )
+
+
+def _check_map(place: Workplace) -> None:
+    """Says before any work that a map head has nothing to learn from, or frames that move away from their masks."""
+    recipe = place.recipe
+    if place.config.map is not None and place.val.masks is None and (recipe.prune.amount or recipe.finetune.steps):
+        raise no_masks()
+    if recipe.finetune.steps:
+        place.train.check_augmentation()
 
 
 def _pruned(folder: Path) -> Path:

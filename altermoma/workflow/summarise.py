@@ -112,6 +112,7 @@ def _variant(
         latency_ms=times,
         realised_share=realised(dense[FRAME].p50, times[FRAME].p50, reduction) if pruned and times and dense else None,
         note=EMULATED if emulated else "",
+        mIoU=metrics.get("mIoU"),
     )
 
 

@@ -42,7 +42,7 @@ def _dataset(counting: CountingReader, **options: object) -> FrameDataset:
 
 
 def test_kept_frames_equal_frames_read_again(counting: CountingReader) -> None:
-    kept, fresh = _dataset(counting), _dataset(counting, cache=False)
+    kept, fresh = _dataset(counting), _dataset(counting, cache_mib=0)
     for _ in range(2):
         for index in range(len(kept)):
             expected = FramePreparer(GEOMETRY).prepare(counting.reader.read(kept.tokens[index]))
