@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from altermoma.cli.options import Mmdet3dConfigOption
+from altermoma.cli.options import AT_FULL_SIZE, Mmdet3dConfigOption
 
 if TYPE_CHECKING:
     from altermoma.checkpoints.adopt import Adopted
@@ -48,13 +48,16 @@ def convert(
 
 def _ours(adopted: Adopted, folder: Path, sweeps: int, source: str) -> None:
     from altermoma.checkpoints.adopt import save_adopted
-    from altermoma.recipe import DataRecipe, Recipe
+    from altermoma.recipe import DataRecipe, Recipe, at_full_size
     from altermoma.storage import write_text
 
     weights = folder / "model.safetensors"
     save_adopted(weights, adopted, source=source)
     data = DataRecipe(sweeps=sweeps)
     recipe = Recipe(name=adopted.preset, model=adopted.preset, checkpoint=str(weights.resolve()), data=data)
+    if adopted.foreign is not None:
+        recipe = at_full_size(recipe)
+        print(f"  {AT_FULL_SIZE}")
     write_text(folder / "recipe.toml", recipe.to_toml())
     print(f"{weights}\n{folder / 'recipe.toml'}")
 

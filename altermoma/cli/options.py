@@ -10,6 +10,7 @@ import typer
 
 from altermoma import recipe as recipes
 from altermoma.errors import RecipeError, UnsupportedError
+from altermoma.progress import say
 from altermoma.recipe import Precision, PruneRecipe, Recipe, Sparsity
 
 RecipeOption = Annotated[
@@ -62,6 +63,7 @@ TargetOption = Annotated[
     str | None,
     typer.Option("--target", metavar="NAME", help="Target profile of deploy/: generic, orin-jp62, thor-jp70, ..."),
 ]
+AT_FULL_SIZE = "recipe of a model at full size: scores from 2 frames, no fine-tuning here; see docs/checkpoints.md"
 BudgetKind = Literal["flops", "channels", "params"]
 BuildOption = Annotated[
     Literal["auto", "require", "never"] | None,
@@ -114,14 +116,20 @@ def load_recipe(
 ) -> Recipe:
     """The recipe of a command: the file or the defaults, with paths from the command line on top.
 
-    An mmdet3d configuration names the model and the sweeps, whatever the recipe says; its checkpoint is converted.
+    An mmdet3d configuration names the model and the sweeps, whatever the recipe says; its checkpoint is converted. Its
+    model is of full size: so are the defaults, where no recipe is given.
     """
     recipe = recipes.load(path) if path is not None else Recipe()
     if data is not None:
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, root=str(data)))
     if checkpoint is not None:
         recipe = dataclasses.replace(recipe, checkpoint=str(checkpoint))
-    return recipe if mmdet3d_config is None else _adapted(recipe, mmdet3d_config)
+    if mmdet3d_config is None:
+        return recipe
+    if path is None:
+        say(AT_FULL_SIZE)
+        recipe = recipes.at_full_size(recipe)
+    return _adapted(recipe, mmdet3d_config)
 
 
 def _adapted(recipe: Recipe, config: Path) -> Recipe:
