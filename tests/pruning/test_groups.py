@@ -84,12 +84,14 @@ def check_in_float32(config: ModelConfig) -> None:
 def bev_maps(model: FusionModel, batch: FrameBatch) -> tuple[Tensor, ...]:
     """Dense maps of the fusion part, and box properties of given queries: no top-k, so no ties to fall apart."""
     head = model.bbox_head
-    features = head.shared_conv(model.fuse(model.camera_branch(batch), model.lidar_branch(batch)))
+    bev = model.fuse(model.camera_branch(batch), model.lidar_branch(batch))
+    features = head.shared_conv(bev)
+    ground = () if model.map_head is None else (model.map_head(bev),)
     cells = features.flatten(2).transpose(1, 2)
     positions = head.bev_positions[:, :12].expand(batch.size, -1, -1)
     queries = head.decoder[0](cells[:, :12], cells, positions, head.bev_positions).transpose(1, 2)
     branches = [branch(queries) for branch in head.prediction_heads[0].values()]
-    return features, head.heatmap_head(features), *branches
+    return features, head.heatmap_head(features), *branches, *ground
 
 
 @pytest.mark.parametrize("name", CONFIGS)
