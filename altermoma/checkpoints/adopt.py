@@ -119,7 +119,7 @@ def family_of(config: ModelConfig) -> str:
         raise UnsupportedError(
             f"no stage contract fits this model: {fields}",
             expected=f"the interface of a preset, such as {nearest}",
-            remedy="train with the ranges and grids of that preset",
+            remedy="train with the ranges and grids of that preset: stage contracts (export/*.toml) fix them",
         )
     return nearest
 

@@ -168,9 +168,11 @@ def test_what_cannot_be_represented_is_refused_by_name(field: str, dense_tables:
 
 def test_a_lidar_only_configuration_is_refused(dense_tables: dict[str, Any]) -> None:
     tables = copy.deepcopy(dense_tables)
-    del tables["model"]["img_backbone"]
-    with pytest.raises(UnsupportedError, match=r"model\.img_backbone is missing"):
+    # As mmdet3d's own: it has no mean of pictures either.
+    del tables["model"]["img_backbone"], tables["model"]["data_preprocessor"]["mean"]
+    with pytest.raises(UnsupportedError, match=r"model\.img_backbone is missing") as caught:
         adapt(tables)
+    assert "has both" in caught.value.remedy
 
 
 def test_without_mmengine_the_install_command_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,11 @@ class Fields:
         self._read.add(key)
         if key not in self._values:
             if default is _REQUIRED:
-                raise UnsupportedError(f"{self.name(key)} is missing", expected="a BEVFusion of camera and LiDAR")
+                raise UnsupportedError(
+                    f"{self.name(key)} is missing",
+                    expected="a BEVFusion of camera and LiDAR",
+                    remedy="give the configuration that has both; docs/checkpoints.md lists what is read",
+                )
             return plain(default)
         return plain(self._values[key])
 

@@ -70,8 +70,8 @@ def adapt(config: dict[str, Any]) -> Adapted:
     """A configuration, as plain dictionaries and lists, as a model of ours."""
     with Fields({"model": config.get("model")}, "") as whole, whole.section("model") as model:
         kind = model.kind(DENSE, PRUNED)
-        pictures, voxels = geometry_parts.read_preprocessor(model.section("data_preprocessor"))
         backbone = camera_parts.read_backbone(model.section("img_backbone"))
+        pictures, voxels = geometry_parts.read_preprocessor(model.section("data_preprocessor"))
         neck = camera_parts.read_neck(model.section("img_neck"), camera_parts.backbone_channels(backbone))
         with model.section("view_transform") as transform:
             camera = camera_parts.read_view_transform(transform, neck)
