@@ -124,7 +124,9 @@ def _frames(variants: Record) -> str:
         found = check.get("steps", {}).get("frame", {})
         cells = [str(found.get("boxes", "")), str(found.get("matched", ""))]
         cells += [_number(found.get("centre_m"), ".4f"), _number(found.get("score"), ".4f")]
-        lines.append([name, *cells, found.get("status", "not reached")])
+        status = str(found.get("status", "not reached"))
+        # Untrained and freshly pruned models may find nothing: then only the stages have been held to the reference.
+        lines.append([name, *cells, status if found.get("boxes") != 0 else f"{status}, no box to find"])
     return table(lines)
 
 
