@@ -256,6 +256,32 @@ def test_a_crash_costs_one_step(machine: Machine) -> None:
     assert steps["frame"]["status"] == "skipped"
 
 
+def test_only_a_step_that_hangs_by_itself_has_failed(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that was ended after many steps goes on; one that gets nowhere costs its step."""
+    machine.bundle("dense")
+    machine.run()
+    file = machine.out / "dense-fp32" / "check.json"
+    whole = json.loads(file.read_text())
+    left = list(whole["steps"])
+
+    def one_step_a_process(*_: object) -> str:
+        steps = json.loads(file.read_text())["steps"]
+        if len(steps) < 3:
+            steps |= {left[len(steps)]: {"status": "passed"}, left[len(steps) + 1]: {"status": "started"}}
+        elif left[3] not in steps:
+            steps[left[3]] = {"status": "started"}
+        else:
+            return ""
+        file.write_text(json.dumps(whole | {"steps": steps}))
+        return f"{machine.script.TOO_LONG} 480 s"
+
+    file.write_text(json.dumps(whole | {"steps": {}}))
+    monkeypatch.setattr(machine, "child", one_step_a_process)
+    steps = machine.run()["variants"]["dense-fp32"]["steps"]
+    assert [step["status"] for step in steps.values()] == ["passed", "passed", "passed", "failed"]
+    assert steps[left[3]]["error"] == "it was ended after 480 s"
+
+
 def test_what_was_interrupted_is_done_again(machine: Machine) -> None:
     machine.bundle("dense")
     machine.run()
