@@ -19,6 +19,9 @@ CLASS_NAMES: tuple[str, ...] = (
 MAP_CLASSES: tuple[str, ...] = ("drivable_area", "ped_crossing", "walkway", "stop_line", "carpark_area", "divider")
 """Class order of BEVFusion's map segmentation; a divider is a road or lane divider. Classes may overlap."""
 
+BLACK_LEVEL = 8
+"""A camera whose brightest value is at most this (JPEG noise around zero) is dead; night images have lamps."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:

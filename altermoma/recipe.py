@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import tomllib
 import types
 import typing
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any, Literal, TypeVar
 
 import tomli_w
 
+from altermoma import toml
 from altermoma.errors import RecipeError
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -104,11 +104,17 @@ class TrainRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRecipe:
-    """Tolerances are the largest absolute difference to torch over the largest torch magnitude of that output."""
+    """Tolerances are the largest absolute difference to torch over the largest torch magnitude of that output.
+
+    `..._tolerance` bounds each stage fed with torch's inputs, `..._frame_tolerance` the stages in a chain, where
+    differences add up.
+    """
 
     opset: int = 17
     fp32_tolerance: float = 1e-4
+    fp32_frame_tolerance: float = 1e-3
     fp16_tolerance: float = 5e-2
+    fp16_frame_tolerance: float = 5e-2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +244,12 @@ _RANGES: dict[str, dict[str, _Range]] = {
         "checkpoint_every": _COUNT,
         "seed": _NATURAL,
     },
-    "export": {"opset": _Range(low=17, high=17), "fp32_tolerance": _POSITIVE, "fp16_tolerance": _POSITIVE},
+    "export": {
+        "opset": _Range(low=17, high=17),
+        **dict.fromkeys(
+            ("fp32_tolerance", "fp32_frame_tolerance", "fp16_tolerance", "fp16_frame_tolerance"), _POSITIVE
+        ),
+    },
     "parity": {"fp32_boxes": _POSITIVE, "fp16_map": _POSITIVE},
     "bench": {"frames": _COUNT, "rounds": _COUNT, "warmup": _NATURAL, "threads": _COUNT},
 }
@@ -324,8 +335,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
 def parse(text: str, source: str = "recipe") -> Recipe:
     """Reads a recipe from TOML text; `source` names it in errors."""
     try:
-        record = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        record = toml.loads(text)
+    except toml.TOMLDecodeError as error:
         raise RecipeError(
             f"{source} is not valid TOML: {error}", expected="a TOML file", remedy="repair the line that is named"
         ) from error

@@ -28,8 +28,11 @@ _STORAGE_ERRNOS = {
 
 def sha256_of(path: Path) -> str:
     """Hex SHA-256 of a file."""
+    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def content_key(record: Any) -> str:

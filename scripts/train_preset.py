@@ -56,7 +56,7 @@ class WithoutLidar:
 CACHE_MIB = 3000
 
 
-class Masked(enum.StrEnum):
+class Masked(str, enum.Enum):
     """Branch that is replaced by zeros during training and evaluation."""
 
     none = "none"
@@ -64,7 +64,7 @@ class Masked(enum.StrEnum):
     lidar = "lidar"
 
 
-class Schedule(enum.StrEnum):
+class Schedule(str, enum.Enum):
     one_cycle = "one-cycle"
     cosine = "cosine"
 

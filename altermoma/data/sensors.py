@@ -8,9 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from altermoma.errors import DataError
-
-BLACK_LEVEL = 8
-"""A camera whose brightest value is at most this (JPEG noise around zero) is dead; night images have lamps."""
+from altermoma.frames import BLACK_LEVEL
 
 _REMEDY = "download or copy the file again; check that the whole archive was unpacked"
 

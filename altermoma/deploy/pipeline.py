@@ -15,7 +15,7 @@ from altermoma.deploy.bundle import Bundle
 from altermoma.deploy.manifest import STAGES
 from altermoma.deploy.stage_io import Arrays, StageRunner
 from altermoma.errors import BundleError, DataError
-from altermoma.frames import Boxes, Calibration
+from altermoma.frames import BLACK_LEVEL, Boxes, Calibration
 from altermoma.geometry import Geometry
 from altermoma.ops.decode import decode, decode_map
 from altermoma.ops.prepare import LIDAR_ROWS, FramePreparer, dropped_warning
@@ -206,7 +206,9 @@ def _silent(runner: StageRunner) -> Arrays:
 
 
 def _dead(cameras_vhw3: NDArray[np.uint8], calibration: Calibration) -> list[str]:
-    return [name for name, image in zip(calibration.camera_names, cameras_vhw3, strict=True) if not image.any()]
+    return [
+        name for name, image in zip(calibration.camera_names, cameras_vhw3, strict=True) if image.max() <= BLACK_LEVEL
+    ]
 
 
 def _check_frame(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import tomllib
 import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from altermoma import toml
 from altermoma.errors import RecipeError
 
 
@@ -100,10 +100,10 @@ def load_target(name: str) -> Target:
 def read_target(path: Path) -> Target:
     """Reads one profile; its name is that of its folder."""
     try:
-        record = tomllib.loads(path.read_text(encoding="utf-8"))
+        record = toml.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RecipeError(f"no target profile at {path}", expected="a TOML file") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (UnicodeDecodeError, toml.TOMLDecodeError) as error:
         raise RecipeError(f"{path} is not valid TOML: {error}", expected="a target profile") from error
     hints = typing.get_type_hints(Target)
     fields = {f.name: f for f in dataclasses.fields(Target) if f.name != "name"}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from altermoma import toml
 from altermoma.deploy.matching import Unordered
 from altermoma.errors import RecipeError
 
@@ -170,8 +170,8 @@ def read_contract(path: Path) -> ModelContract:
 def parse_contract(text: str, source: str = "contract") -> ModelContract:
     """Reads a contract from TOML text; `source` names it in errors."""
     try:
-        record = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        record = toml.loads(text)
+    except toml.TOMLDecodeError as error:
         raise RecipeError(f"{source} is not valid TOML: {error}", expected="a TOML file") from error
     _check_keys(record, {"schema", "models", "axes", "widths", "stages"}, set(), source)
     if record["schema"] != SCHEMA:

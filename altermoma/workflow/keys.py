@@ -8,6 +8,7 @@ from pathlib import Path
 
 import altermoma
 from altermoma.errors import DataError
+from altermoma.storage import sha256_of
 
 
 @functools.cache
@@ -36,6 +37,5 @@ def data_key(root: Path, version: str) -> str:
     digest = hashlib.sha256()
     for path in tables:
         digest.update(path.name.encode())
-        with path.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(bytes.fromhex(sha256_of(path)))
     return digest.hexdigest()[:12]

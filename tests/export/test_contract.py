@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tomllib
 from export_frames import PRESET, random_frame
 
 from altermoma.errors import RecipeError

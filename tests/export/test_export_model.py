@@ -40,7 +40,7 @@ def test_frames_of_other_sizes(points: int) -> None:
     result, inputs = exported("fp32"), random_frame(points, seed=1)
     model = random_model().eval()
     reference = torch_reference(stage_modules(model), inputs)
-    parity = measure_parity(result.stages, load_contract(PRESET), dict(inputs), reference, 1e-4)
+    parity = measure_parity(result.stages, load_contract(PRESET), dict(inputs), reference, 1e-4, 1e-4)
     assert [str(item) for item in parity if not item.passed] == []
     assert len(inputs["voxels"]) == 0 if points == 0 else len(inputs["voxels"]) > 0
 
@@ -161,7 +161,7 @@ def test_a_broken_graph_is_told_by_its_stage() -> None:
     weight = next(item for item in twin.graph.initializer if len(item.dims) == 4)
     weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 1.01, weight.name))
     stages["fusion"] = twin
-    parity = measure_parity(stages, load_contract(PRESET), result.inputs, result.reference, 1e-4)
+    parity = measure_parity(stages, load_contract(PRESET), result.inputs, result.reference, 1e-4, 1e-4)
     failed = [(item.scope, item.stage) for item in parity if not item.passed]
     assert failed[0] == ("stage", "fusion")
     assert ("stage", "head") not in failed

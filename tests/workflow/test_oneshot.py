@@ -38,7 +38,9 @@ steps = 3
 checkpoint_every = 1
 [export]
 fp32_tolerance = 1.0
+fp32_frame_tolerance = 1.0
 fp16_tolerance = 1.0
+fp16_frame_tolerance = 1.0
 [parity]
 beyond = "note"
 [bench]

@@ -35,7 +35,7 @@ def finished(tiny_nuscenes: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         prune=PruneRecipe(score_batches=1, reactivation_batches=1),
         finetune=TrainRecipe(steps=1),
         # Random weights give near ties among the proposals, so that tolerances on the head say nothing here.
-        export=ExportRecipe(fp32_tolerance=1.0, fp16_tolerance=1.0),
+        export=ExportRecipe(fp32_tolerance=1.0, fp32_frame_tolerance=1.0, fp16_tolerance=1.0, fp16_frame_tolerance=1.0),
         bench=BenchRecipe(frames=1, rounds=1, warmup=0),
     )
     run(recipe, folder / "run")

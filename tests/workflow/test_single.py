@@ -27,7 +27,9 @@ reactivation_batches = 2
 reri_batches = 2
 [export]
 fp32_tolerance = 1.0
+fp32_frame_tolerance = 1.0
 fp16_tolerance = 1.0
+fp16_frame_tolerance = 1.0
 """
 
 pytestmark = pytest.mark.slow
