@@ -49,12 +49,12 @@ SWIN = dataclasses.replace(BASIC, backbone=SwinConfig(embed=16, depths=(1, 2, 1,
 def scaled_down(config: ModelConfig) -> ModelConfig:
     """The same layers and widths on small pictures and a small range."""
     geometry, image = config.geometry, config.geometry.image
-    cell, (x, y) = geometry.voxel_size[0], (16 << geometry.lidar_levels, 16 << geometry.lidar_levels)
-    low, high = (-x * cell / 2, -y * cell / 2), (x * cell / 2, y * cell / 2)
+    # 16 x 16 cells for the head, which has more proposals than fewer cells could give.
+    reach = (16 << geometry.lidar_levels) * geometry.head_stride * geometry.voxel_size[0] / 2
     small = dataclasses.replace(
         geometry,
         image=dataclasses.replace(image, cameras=2, height=64, width=96, resize=None),
-        point_range=(*low, geometry.point_range[2], *high, geometry.point_range[5]),
+        point_range=(-reach, -reach, geometry.point_range[2], reach, reach, geometry.point_range[5]),
     )
     return dataclasses.replace(config, geometry=small)
 
