@@ -23,7 +23,7 @@ def test_every_number_has_a_range() -> None:
         for section, values in Recipe().to_dict().items()
         if isinstance(values, dict)
     }
-    assert {section: set(ranges) for section, ranges in recipes._RANGES.items()} == {
+    assert {section: set(ranges) for section, ranges in recipes.RANGES.items()} == {
         section: keys for section, keys in numbers.items() if keys
     }
 

@@ -31,6 +31,7 @@ from altermoma.training.heap import keep_freed_memory
 from altermoma.training.log import LOG_FILE, append, open_log
 from altermoma.training.losses import LossTerms, detection_loss
 from altermoma.training.map_loss import map_term
+from altermoma.training.masks import WeightMasks
 from altermoma.training.schedule import apply_schedule, build_optimiser
 from altermoma.training.state import STATE_FILE, AveragedWeights, load_state, save_state, weights_digest
 from altermoma.training.targets import MatchCosts
@@ -106,7 +107,7 @@ def detection_objective(recipe: TrainRecipe, teacher: Teacher | None = None) -> 
     return objective
 
 
-def train(
+def train(  # noqa: PLR0913 - all but the first three are named where they are given
     model: FusionModel,
     dataset: TrainingSet,
     recipe: TrainRecipe,
@@ -114,6 +115,7 @@ def train(
     folder: Path,
     on_step: OnStep | None = None,
     objective: Objective | None = None,
+    masks: Mapping[str, Tensor] | None = None,
 ) -> TrainResult:
     """Trains `model` in place for `recipe.steps` steps, or the rest of them if `folder` holds an interrupted run.
 
@@ -124,16 +126,21 @@ def train(
         folder: takes the resumable state and the log.
         on_step: called after every step.
         objective: loss of a batch; the detection loss of a fusion model where left out.
+        masks: by parameter name, bool of its shape, False where the weight is and stays exactly zero: before the first
+            step, after each one, in the averaged weights.
 
     Raises:
         AltermomaError: the loss or its gradient is not finite.
         CheckpointError: `folder` holds the state of another run.
         DataError: there is nothing to train on.
+        PruningError: masks that do not fit the model.
     """
     _check(recipe, dataset)
     keep_freed_memory()
     started = time.monotonic()
-    run = _Run.begin(model, dataset, recipe, folder, objective or detection_objective(recipe))
+    weight_masks = WeightMasks.of(model, masks)
+    weight_masks.on_weights(model)
+    run = _Run.begin(model, dataset, recipe, folder, objective or detection_objective(recipe), weight_masks)
     resumed_from = run.done
     with open_log(run.log, run.done) as stream, torch.random.fork_rng(devices=[]):
         steps = range(run.done, recipe.steps)
@@ -177,20 +184,27 @@ class _Run:
     objective: Objective
     optimiser: torch.optim.AdamW
     averaged: AveragedWeights | None
+    masks: WeightMasks
     fingerprint: str
     done: int = 0
 
     @staticmethod
     def begin(
-        model: FusionModel, dataset: TrainingSet, recipe: TrainRecipe, folder: Path, objective: Objective
+        model: FusionModel,
+        dataset: TrainingSet,
+        recipe: TrainRecipe,
+        folder: Path,
+        objective: Objective,
+        masks: WeightMasks,
     ) -> _Run:
         optimiser = build_optimiser(model.named_parameters(), recipe)
         averaged = AveragedWeights.of(model, recipe.ema_decay) if recipe.ema_decay > 0 else None
         # How often states are saved does not change the result.
         asked = {k: v for k, v in dataclasses.asdict(recipe).items() if k != "checkpoint_every"}
-        fingerprint = content_key(
-            {"recipe": asked, "frames": list(dataset.tokens), "weights": weights_digest(model.state_dict())}
-        )
+        identity = {"recipe": asked, "frames": list(dataset.tokens), "weights": weights_digest(model.state_dict())}
+        if masks.gone:
+            identity["masks"] = weights_digest(masks.gone)
+        fingerprint = content_key(identity)
         run = _Run(
             model=model,
             recipe=recipe,
@@ -198,6 +212,7 @@ class _Run:
             objective=objective,
             optimiser=optimiser,
             averaged=averaged,
+            masks=masks,
             fingerprint=fingerprint,
         )
         run.done = load_state(run.state, fingerprint=fingerprint, model=model, optimiser=optimiser, averaged=averaged)
@@ -222,11 +237,14 @@ class _Run:
         parts = terms.parts()
         self._check_finite(step, parts, samples)
         terms.total.backward()  # type: ignore[no-untyped-call]
+        self.masks.on_gradients(self.model)
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.grad_clip))
         self._check_finite(step, {"gradient norm": norm}, samples)
         self.optimiser.step()
+        self.masks.on_weights(self.model)
         if self.averaged is not None:
             self.averaged.update(self.model, step)
+            self.masks.on_tensors(self.averaged.tensors)
         self.done = step + 1
         seconds = time.monotonic() - started
         return {"step": step, **parts, "lr": rate, "grad_norm": norm, "seconds": round(seconds, 4)}

@@ -1,0 +1,182 @@
+"""What a run can be asked to do: one frozen dataclass per section of a recipe, with the defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import tomli_w
+
+from altermoma.recipe.ranges import check_values
+
+Precision = Literal["fp32", "fp16", "int8"]
+Sparsity = Literal["dense", "2:4"]
+Partition = Literal["camera", "lidar", "fusion"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRecipe:
+    """Where frames come from. An empty root means the synthetic world, made on first use and cached.
+
+    Attributes:
+        map_masks: folder with the truth of the map head, for models that have one (altermoma.data.map_masks).
+    """
+
+    root: str = ""
+    version: str = "v1.0-mini"
+    train_split: str = "mini_train"
+    val_split: str = "mini_val"
+    sweeps: int = 3
+    map_masks: str = ""
+    synth_scenes: int = 10
+    synth_seed: int = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneRecipe:
+    """Structured AlterMOMA. `amount` is the share removed of `budget`; scores are those of paper eq. 11-13.
+
+    Attributes:
+        channel_step: widths of dense layers are multiples of this: below, convolution kernels pad instead. 0 takes
+            the step of the engine's target and precision (deploy/<target>/target.toml).
+        lidar_channel_step: the same for the sparse encoder, whose gathered rows are rows of matrices.
+        min_channels: least width, rounded up to the step.
+    """
+
+    budget: Literal["flops", "channels", "params"] = "flops"
+    amount: float = 0.3
+    scope: tuple[Partition, ...] = ("camera", "lidar", "fusion")
+    channel_step: int = 0
+    lidar_channel_step: int = 8
+    min_channels: int = 8
+    alpha: float = 1.0
+    beta: float = 1.0
+    score_batches: int = 8
+    reactivation_batches: int = 8
+    reri_batches: int = 4
+    reactivation_lr: float = 1e-3
+    batch_size: int = 2
+    aggregation: Literal["channel", "element"] = "channel"
+    selection: Literal["threshold", "greedy"] = "threshold"
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRecipe:
+    """One training or fine-tuning run. `steps` counts optimiser steps.
+
+    Attributes:
+        warmup_share: share of the steps during which the learning rate rises.
+        ema_decay: of the averaged weights, which are what training returns; 0 returns the last weights.
+        depth_weight: of the auxiliary loss that teaches the camera branch its depth from LiDAR returns (as BEVDepth);
+            without it a tiny camera branch does not find objects in thousands of steps.
+        distill_weight: of the loss that holds a pruned model against the dense one (altermoma-export only).
+        match_radius: metres; a true box is matched to no query farther away. 0 sets no limit, as TransFusion.
+        checkpoint_every: steps between two saved states; a kill loses at most so many.
+    """
+
+    steps: int = 300
+    batch_size: int = 2
+    lr: float = 2e-3
+    weight_decay: float = 0.01
+    warmup_share: float = 0.1
+    grad_clip: float = 10.0
+    schedule: Literal["cosine", "one-cycle"] = "one-cycle"
+    augment: bool = True
+    masked: Literal["none", "camera", "lidar"] = "none"
+    ema_decay: float = 0.0
+    match_radius: float = 4.0
+    depth_weight: float = 0.5
+    distill_weight: float = 1.0
+    checkpoint_every: int = 50
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRecipe:
+    """Tolerances are the largest absolute difference to torch over the largest torch magnitude of that output.
+
+    `..._tolerance` bounds each stage fed with torch's inputs, `..._frame_tolerance` the stages in a chain, where
+    differences add up.
+    """
+
+    opset: int = 17
+    fp32_tolerance: float = 1e-4
+    fp32_frame_tolerance: float = 1e-3
+    fp16_tolerance: float = 5e-2
+    fp16_frame_tolerance: float = 5e-2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityRecipe:
+    """How far an engine's final boxes may be from torch's over the validation split.
+
+    Attributes:
+        fp32_boxes: every box of torch is found again, none farther off than this in any number (m, rad, m/s).
+        fp16_map: largest difference of mAP, 0 to 1; rounding moves single boxes more than their mean worth.
+        beyond: what becomes of a run that is beyond: "error" ends it without a bundle, "note" makes the bundle and says
+            so in the summary.
+    """
+
+    fp32_boxes: float = 1e-3
+    fp16_map: float = 2e-3
+    beyond: Literal["error", "note"] = "error"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineRecipe:
+    precision: Precision = "fp16"
+    sparsity: Sparsity = "dense"
+    target: str = "generic"
+    build: Literal["auto", "require", "never"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchRecipe:
+    frames: int = 8
+    rounds: int = 5
+    warmup: int = 1
+    threads: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole run of `altermoma-export`."""
+
+    name: str = "bevfusion-tiny"
+    model: str = "bevfusion-tiny"
+    checkpoint: str = ""
+    data: DataRecipe = field(default_factory=DataRecipe)
+    prune: PruneRecipe = field(default_factory=PruneRecipe)
+    finetune: TrainRecipe = field(default_factory=TrainRecipe)
+    export: ExportRecipe = field(default_factory=ExportRecipe)
+    parity: ParityRecipe = field(default_factory=ParityRecipe)
+    engine: EngineRecipe = field(default_factory=EngineRecipe)
+    bench: BenchRecipe = field(default_factory=BenchRecipe)
+
+    def __post_init__(self) -> None:
+        check_values(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return plain
+
+    def to_toml(self) -> str:
+        return tomli_w.dumps(self.to_dict())
+
+
+def at_full_size(recipe: Recipe) -> Recipe:
+    """The recipe with what a detector of full size, on six pictures of 256 x 704, asks of two cores and 16 GiB.
+
+    Scores take ten minutes and 9 GiB with two frames, one at a time; the defaults would take an hour and more memory.
+    Fine-tuning on a CPU would take half a day: it is left to mmdet3d (docs/checkpoints.md).
+    """
+    prune = dataclasses.replace(recipe.prune, score_batches=2, reactivation_batches=2, reri_batches=1, batch_size=1)
+    return dataclasses.replace(recipe, prune=prune, finetune=dataclasses.replace(recipe.finetune, steps=0))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return list(value) if isinstance(value, tuple) else value
