@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,9 +11,9 @@ import onnx
 from numpy.typing import NDArray
 
 from altermoma.deploy import onnxruntime_backend
-from altermoma.deploy.matching import only_ties_lost, pair_proposals
 from altermoma.errors import ExportError
 from altermoma.export.contract import ModelContract, StageContract
+from altermoma.export.proposals import CHOSEN, MARGINS, SCORES, choice_drift, choice_fixed, choice_shown
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -30,12 +30,10 @@ class Parity:
 
     Attributes:
         scope: `stage` (fed with torch's inputs) or `frame` (fed with what the stages before gave).
+        tensor: name of the output; `chosen_proposals` is a head's choice, in scores (see `proposals.ChoiceDrift`).
         max_abs, mean_abs: of the difference, in the tensor's unit.
         scaled_max: max_abs over the largest magnitude in torch; this is what the tolerance bounds.
         cosine: of both tensors as vectors; 1 where both are zero.
-        matched: share of the proposals' score found again; 1 for ordered outputs.
-        above_cut: how far a proposal that was not lies above the weakest one listed, over the largest score; the
-            tolerance bounds this too, so that only ties are lost.
     """
 
     scope: Literal["stage", "frame"]
@@ -45,25 +43,27 @@ class Parity:
     mean_abs: float
     scaled_max: float
     cosine: float
-    matched: float
-    above_cut: float
     tolerance: float
 
     @property
     def passed(self) -> bool:
-        return self.scaled_max <= self.tolerance and only_ties_lost(self.matched, self.above_cut, self.tolerance)
+        return self.scaled_max <= self.tolerance
 
     def __str__(self) -> str:
         return (
             f"{self.scope} {self.stage}.{self.tensor}: max {self.max_abs:.3g} (scaled {self.scaled_max:.3g}, tolerance "
-            f"{self.tolerance:g}), mean {self.mean_abs:.3g}, cosine {self.cosine:.7f}, matched {self.matched:.3f}"
-            + (f", lost up to {self.above_cut:.3g} above the cut" if self.above_cut > 0 else "")
+            f"{self.tolerance:g}), mean {self.mean_abs:.3g}, cosine {self.cosine:.7f}"
         )
 
 
 def torch_reference(modules: Mapping[str, StageModule], inputs: Mapping[str, Array]) -> Arrays:
-    """Every stage output by name, computed by torch stage after stage from one frame's graph inputs."""
+    """Every stage output by name, computed by torch stage after stage from one frame's graph inputs.
+
+    With them, where a stage lists proposals, what it chose them from (see `proposals`).
+    """
     import torch
+
+    from altermoma.models.stages import HeadStage
 
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
     given = set(tensors)
@@ -71,6 +71,9 @@ def torch_reference(modules: Mapping[str, StageModule], inputs: Mapping[str, Arr
         for module in modules.values():
             outputs = module(*(tensors[name] for name in module.inputs))
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            if isinstance(module, HeadStage):
+                choice = module.choice(*(tensors[name] for name in module.inputs))
+                tensors.update(zip((CHOSEN, SCORES, MARGINS), choice, strict=True))
             tensors.update(zip(module.outputs, outputs, strict=True))
     return {name: tensor.numpy() for name, tensor in tensors.items() if name not in given}
 
@@ -96,13 +99,26 @@ def measure_parity(
     found: list[Parity] = []
     chained = dict(inputs)
     for stage in contract.stages:
-        session = open_session(stages[stage.name])
-        alone = run_session(session, inputs | reference)
-        found += compare_stage("stage", stage, reference, alone, tolerance)
-        in_chain = run_session(session, chained)
-        found += compare_stage("frame", stage, reference, in_chain, frame_tolerance)
-        chained |= in_chain
+        run = _runner(stages[stage.name], stage)
+        for scope, given, bound in (("stage", inputs | reference, tolerance), ("frame", chained, frame_tolerance)):
+            outputs = run(given, reference)
+            found += compare_stage(scope, stage, reference, outputs, bound)
+        chained |= outputs
     return sorted(found, key=lambda item: item.scope == "frame")
+
+
+def _runner(model: onnx.ModelProto, stage: StageContract) -> Callable[[Arrays, Arrays], Arrays]:
+    """What gives a stage's outputs for its inputs and torch's answers: of a head for torch's choice, with its own."""
+    if stage.unordered is None:
+        session = open_session(model)
+        return lambda tensors, _: run_session(session, tensors)
+    shown, fixed = open_session(choice_shown(model)), open_session(choice_fixed(model))
+
+    def run(tensors: Arrays, reference: Arrays) -> Arrays:
+        own = run_session(shown, tensors)[CHOSEN]
+        return run_session(fixed, tensors | {CHOSEN: reference[CHOSEN]}) | {CHOSEN: own}
+
+    return run
 
 
 def raise_on_drift(parities: Iterable[Parity]) -> None:
@@ -114,10 +130,9 @@ def raise_on_drift(parities: Iterable[Parity]) -> None:
     failed = [item for item in parities if not item.passed]
     if failed:
         first = [item for item in failed if (item.scope, item.stage) == (failed[0].scope, failed[0].stage)]
-        lost = " and only proposals lost whose score is as near to the cut" if failed[0].matched < 1 else ""
         raise ExportError(
             f"stage {failed[0].stage} differs from torch:\n" + "\n".join(f"  {item}" for item in first),
-            expected=f"at most {failed[0].tolerance:g} of the largest torch value of each output{lost}",
+            expected=f"at most {failed[0].tolerance:g} of the largest torch value of each output",
             remedy="name the layers that overflow or lose precision in fp32_nodes of the stage contract, export with "
             "precision fp32, or raise the tolerance in the recipe's [export] table",
         )
@@ -134,7 +149,12 @@ def run_session(session: onnxruntime.InferenceSession, tensors: Mapping[str, Arr
     Raises:
         ExportError: the runtime stopped.
     """
-    types = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int32)": np.int32}
+    types = {
+        "tensor(float)": np.float32,
+        "tensor(float16)": np.float16,
+        "tensor(int32)": np.int32,
+        "tensor(int64)": np.int64,
+    }
     feeds = {item.name: np.asarray(tensors[item.name], types[item.type]) for item in session.get_inputs()}
     names = [item.name for item in session.get_outputs()]
     try:
@@ -151,31 +171,24 @@ def run_session(session: onnxruntime.InferenceSession, tensors: Mapping[str, Arr
 def compare_stage(
     scope: Literal["stage", "frame"], stage: StageContract, expected: Arrays, actual: Arrays, tolerance: float
 ) -> list[Parity]:
-    """Parity of every output of a stage. Proposals are matched first where the stage lists them in no fixed order.
-
-    Proposals are listed along the last of at most three dimensions; what has four is a map, in order.
-    """
-    names = [spec.name for spec in stage.outputs]
-    wanted, found = {n: expected[n] for n in names}, {n: actual[n] for n in names}
-    matched, above_cut = 1.0, 0.0
-    if stage.unordered is not None:
-        pairs = pair_proposals(wanted, found, stage.unordered)
-        matched, above_cut = pairs.matched, pairs.above_cut
-        listed = [name for name in names if expected[name].ndim <= 3]
-        wanted |= {name: wanted[name][..., pairs.left] for name in listed}
-        found |= {name: found[name][..., pairs.right] for name in listed}
+    """Parity of every output of a stage, number by number, and of its choice of proposals where `actual` has one."""
+    drifts = {spec.name: _drift(expected[spec.name], actual[spec.name]) for spec in stage.outputs}
+    if CHOSEN in actual:
+        drifts = {CHOSEN: _choice(expected, actual[CHOSEN])} | drifts
     return [
-        Parity(
-            scope=scope,
-            stage=stage.name,
-            tensor=n,
-            matched=matched,
-            above_cut=above_cut,
-            tolerance=tolerance,
-            **_drift(wanted[n], found[n]),
-        )
-        for n in names
+        Parity(scope=scope, stage=stage.name, tensor=name, tolerance=tolerance, **drift)
+        for name, drift in drifts.items()
     ]
+
+
+def _choice(expected: Arrays, found: Array) -> dict[str, float]:
+    drift = choice_drift(expected[CHOSEN], expected[SCORES], expected[MARGINS], found)
+    return {
+        "max_abs": drift.needed,
+        "mean_abs": drift.mean,
+        "scaled_max": drift.needed / max(drift.largest, 1e-12),
+        "cosine": drift.cosine,
+    }
 
 
 def _drift(expected: Array, actual: Array) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -118,6 +119,20 @@ class TransFusionHead(nn.Module):
         rows = F.embedding(labels, self.class_encoding.weight[:, :, 0].transpose(0, 1))
         encoding = rows + cast(Tensor, self.class_encoding.bias)
         return labels, positions, features + encoding, scores
+
+    def margins(self, scores: Tensor) -> Tensor:
+        """How far each score lies above its highest neighbour: above zero at the local maxima that may be proposals.
+
+        [B, classes, X, Y] -> the same. Minus infinity on the border, infinity for classes smaller than a cell.
+        """
+        rows, columns = scores.shape[2:]
+        wide = F.pad(scores, (1, 1, 1, 1), value=-math.inf)
+        steps = [(i, j) for i in range(3) for j in range(3) if (i, j) != (1, 1)]
+        around = torch.stack([wide[:, :, i : i + rows, j : j + columns] for i, j in steps]).amax(dim=0)
+        inner = (scores - around)[:, :, 1:-1, 1:-1]
+        margins = F.pad(inner, (1, 1, 1, 1), value=-math.inf)
+        margins[:, list(self.config.point_classes)] = math.inf
+        return margins
 
     def _is_peak(self, scores: Tensor) -> Tensor:
         """1.0 at local maxima of 3 x 3 cells off the border; everywhere for classes smaller than a cell."""

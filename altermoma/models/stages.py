@@ -117,6 +117,18 @@ class HeadStage(StageModule):
         boxes = found.query_labels.to(torch.int32), *(getattr(found, name) for name in self.boxes[1:])
         return boxes if self.map_head is None else (*boxes, self.map_head(bev))
 
+    def choice(self, bev: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Entries [1, P] of the heatmap, flat [class, x, y], that are the proposals; all its scores and their margins.
+
+        Scores and margins (`TransFusionHead.margins`) are flat [1, classes * X * Y].
+        """
+        found = self.bbox_head(bev)
+        rows, columns = bev.shape[2:]
+        cells = found.query_positions.long()
+        chosen = (found.query_labels * rows + cells[..., 0]) * columns + cells[..., 1]
+        scores = found.dense_heatmap.sigmoid()
+        return chosen, scores.flatten(1), self.bbox_head.margins(scores).flatten(1)
+
 
 def stage_modules(model: FusionModel) -> dict[str, StageModule]:
     """The stages in the order they run; they share the model's weights."""

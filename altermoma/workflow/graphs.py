@@ -83,7 +83,9 @@ def _reference(frame: Frame, result: ExportResult, geometry: Geometry) -> Refere
         points_p5=frame.points_p5,
         calibration=frame.calibration,
         host=result.inputs,
-        tensors=result.reference,
+        tensors={
+            spec["name"]: result.reference[spec["name"]] for r in result.records.values() for spec in r["outputs"]
+        },
         boxes=decode(result.reference, geometry)[0],
     )
 
