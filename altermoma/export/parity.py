@@ -100,10 +100,10 @@ def measure_parity(
     chained = dict(inputs)
     for stage in contract.stages:
         run = _runner(stages[stage.name], stage)
-        for scope, given, bound in (("stage", inputs | reference, tolerance), ("frame", chained, frame_tolerance)):
-            outputs = run(given, reference)
-            found += compare_stage(scope, stage, reference, outputs, bound)
-        chained |= outputs
+        found += compare_stage("stage", stage, reference, run(inputs | reference, reference), tolerance)
+        in_chain = run(chained, reference)
+        found += compare_stage("frame", stage, reference, in_chain, frame_tolerance)
+        chained |= in_chain
     return sorted(found, key=lambda item: item.scope == "frame")
 
 

@@ -45,7 +45,7 @@ def choice_fixed(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _top_k(model: onnx.ModelProto) -> onnx.NodeProto:
-    found = [node for node in model.graph.node if node.op_type == "TopK"]
+    found: list[onnx.NodeProto] = [node for node in model.graph.node if node.op_type == "TopK"]
     if len(found) != 1:
         raise ExportError(
             f"graph {model.graph.name} has {len(found)} TopK nodes",
