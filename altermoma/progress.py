@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -37,6 +37,17 @@ def track(iterable: Iterable[T], description: str, total: int | None = None) -> 
         for done, item in enumerate(iterable, start=1):
             yield item
             job.done = done
+
+
+@contextmanager
+def counted(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Work whose items another library counts: call what is given with the number that is done."""
+    with _board.showing(description, total) as job:
+
+        def tell(done: int) -> None:
+            job.done = done
+
+        yield tell
 
 
 @contextmanager

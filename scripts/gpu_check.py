@@ -31,7 +31,7 @@ from altermoma.deploy.gpu_check import Variant, check_variant, forget, mark_ende
 from altermoma.deploy.manifest import Manifest, from_text
 from altermoma.deploy.telemetry import machine
 from altermoma.deploy.tensorrt_api import import_tensorrt
-from altermoma.deploy.tensorrt_backend import device_here, why_not
+from altermoma.deploy.tensorrt_engines import device_here, why_not
 from altermoma.errors import BundleError, EngineError, RecipeError
 from altermoma.progress import say
 from altermoma.report.gpu import failures, gpu_markdown

@@ -26,8 +26,10 @@ from altermoma.deploy.self_check import check_frame, check_stage, reference_inpu
 from altermoma.deploy.stage_io import StageRunner
 from altermoma.deploy.telemetry import sampled
 from altermoma.deploy.tensorrt_api import import_tensorrt
-from altermoma.deploy.tensorrt_backend import build_stage, engines_here, open_engines
+from altermoma.deploy.tensorrt_backend import open_engines
 from altermoma.deploy.tensorrt_builder import BuildLog, BuildOptions, builder_revision
+from altermoma.deploy.tensorrt_config import options_of
+from altermoma.deploy.tensorrt_engines import build_stage, engines_here
 from altermoma.deploy.tensorrt_inspect import read_layers
 from altermoma.errors import AltermomaError
 from altermoma.storage import content_key, read_json, write_json, write_text
@@ -84,7 +86,7 @@ def check_variant(variant: Variant, *, timing_cache: Path, device: str) -> Recor
     bundle = Bundle.open(variant.bundle)
     held = bundle.stages(variant.precision)
     stages = {name: held[name] for name in STAGES if name in held}
-    options = _options(bundle, variant.precision)
+    options = options_of(bundle.manifest, variant.precision)
     book = _Book(variant, _key(bundle, options, device), bundle)
     for stage in stages.values():
         book.step(f"build {stage.name}", partial(_build, variant, stage, options, timing_cache))
@@ -119,11 +121,6 @@ def forget(variant: Variant, *, failures: bool) -> None:
     kept = {name: step for name, step in steps.items() if step["status"] not in again}
     if len(kept) < len(steps):
         write_json(variant.file, record | {"steps": kept, "status": "unfinished"})
-
-
-def _options(bundle: Bundle, precision: str) -> BuildOptions:
-    sparsity = bundle.manifest.recipe.get("engine", {}).get("sparsity", "dense")
-    return BuildOptions(precision=cast(Any, precision), sparsity=sparsity)
 
 
 def _key(bundle: Bundle, options: BuildOptions, device: str) -> str:

@@ -77,6 +77,14 @@ class EngineRecord:
         key: content hash of graph, options, TensorRT version, device and the code that builds; a plan of another key is
             never used.
         precisions: layers per computed precision, as the engine inspector told.
+        layers: of the engine, after fusion.
+        sparsity: what was asked for, "dense" or "2:4".
+        sparse_eligible, sparse_picked: layers that TensorRT called eligible for 2:4 kernels, and those that it picked
+            such kernels for.
+        version_compatible, hardware_compatible: what else the plan runs on (`BuilderRecipe`).
+        dla_core: accelerator that it was built for, -1 for none.
+        dla_lacks: layers of such a stage that run on the GPU.
+        stripped: whether the plan holds no weights, and takes those of the stage's graph.
     """
 
     stage: str
@@ -88,6 +96,15 @@ class EngineRecord:
     tensorrt: str
     device: str
     precisions: dict[str, int] = field(default_factory=dict)
+    layers: int = 0
+    sparsity: str = "dense"
+    sparse_eligible: int = 0
+    sparse_picked: int = 0
+    version_compatible: bool = False
+    hardware_compatible: str = "none"
+    dla_core: int = -1
+    dla_lacks: int = 0
+    stripped: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,12 +6,13 @@ import dataclasses
 import difflib
 import types
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from altermoma import toml
 from altermoma.errors import RecipeError
+from altermoma.recipe import BuilderRecipe, Recipe, from_dict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,7 @@ class Target:
         precisions: what the GPU computes and this TensorRT builds.
         sparse: whether 2:4 kernels exist.
         channel_step: multiple that channel widths are rounded to for each precision.
+        builder: how engines are built there, as `[builder]` of a recipe, whose values come first.
         notes: what a user must know.
     """
 
@@ -41,6 +43,7 @@ class Target:
     precisions: tuple[str, ...]
     sparse: bool
     channel_step: dict[str, int]
+    builder: BuilderRecipe = field(default_factory=BuilderRecipe)
     notes: tuple[str, ...] = ()
     name: str = ""
 
@@ -108,7 +111,7 @@ def read_target(path: Path) -> Target:
     hints = typing.get_type_hints(Target)
     fields = {f.name: f for f in dataclasses.fields(Target) if f.name != "name"}
     unknown = sorted(set(record) - set(fields))
-    missing = sorted(n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in record)
+    missing = sorted(n for n, f in fields.items() if not _optional(f) and n not in record)
     if unknown or missing:
         faults = [f"unknown key {n}" for n in unknown] + [f"no key {n}" for n in missing]
         raise RecipeError(f"{path}: {', '.join(faults)}", expected="keys " + ", ".join(fields))
@@ -116,7 +119,13 @@ def read_target(path: Path) -> Target:
     return Target(name=path.parent.name, **values)
 
 
+def _optional(field: dataclasses.Field[Any]) -> bool:
+    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+
+
 def _value(path: Path, key: str, value: Any, hint: Any) -> Any:
+    if hint is BuilderRecipe:
+        return _builder(path, value)
     origin = typing.get_origin(hint)
     if origin is Literal:
         good = value in typing.get_args(hint)
@@ -132,3 +141,12 @@ def _value(path: Path, key: str, value: Any, hint: Any) -> Any:
     if not good:
         raise RecipeError(f"{path}: {key} = {value!r}", expected=str(hint).removeprefix("typing."))
     return value
+
+
+def _builder(path: Path, value: Any) -> BuilderRecipe:
+    if not isinstance(value, dict):
+        raise RecipeError(f"{path}: builder = {value!r}", expected="a table [builder]")
+    try:
+        return Recipe(builder=from_dict(BuilderRecipe, value, "builder.")).builder
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error.found}", expected=error.expected, remedy=error.remedy) from error

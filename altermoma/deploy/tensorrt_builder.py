@@ -7,54 +7,36 @@ import functools
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import altermoma
 from altermoma.deploy.manifest import StageRecord
-from altermoma.deploy.tensorrt_api import (
-    complaints,
-    make_logger,
-    member,
-    network_flags,
-    required,
-    strongly_typed,
-)
+from altermoma.deploy.tensorrt_api import complaints, make_logger, member, network_flags, strongly_typed
+from altermoma.deploy.tensorrt_config import BuildOptions, configure, parser_flags
+from altermoma.deploy.tensorrt_dla import place_on_dla
 from altermoma.deploy.tensorrt_inspect import EngineLayers, read_layers, require_precision
 from altermoma.deploy.tensorrt_islands import require_islands
+from altermoma.deploy.tensorrt_load import make_runtime
 from altermoma.deploy.tensorrt_precision import find_islands, pin_precisions, trace_network
+from altermoma.deploy.tensorrt_progress import shown_progress
 from altermoma.errors import EngineError
 from altermoma.progress import say
 from altermoma.storage import content_key
 
-
-@dataclass(frozen=True, kw_only=True)
-class BuildOptions:
-    """How one stage is built. Everything here is part of the engine's key.
-
-    Attributes:
-        tf32: lets fp32 layers use TF32 tensor cores; off, so that fp32 means fp32.
-        workspace_mib: limit of scratch memory; 0 leaves TensorRT's own.
-        optimization_level: 0-5, from 8.6; -1 leaves TensorRT's own.
-        version_compatible: the plan also loads in later versions of the same major, from 8.6.
-        hardware_compatible: the plan also runs on other Ampere-or-later GPUs, from 8.6.
-    """
-
-    precision: Literal["fp32", "fp16", "int8"]
-    sparsity: Literal["dense", "2:4"] = "dense"
-    tf32: bool = False
-    workspace_mib: int = 0
-    optimization_level: int = -1
-    version_compatible: bool = False
-    hardware_compatible: bool = False
+__all__ = ["BuildLog", "BuildOptions", "BuiltEngine", "build_engine", "builder_revision", "engine_key"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltEngine:
-    """A serialised plan, what its layers compute in, and the timing cache to keep for the next build."""
+    """A serialised plan, what its layers compute in, and the timing cache to keep for the next build.
+
+    `dla_lacks` counts layers of a stage on an accelerator that run on the GPU.
+    """
 
     plan: bytes
     layers: EngineLayers
     timing_cache: bytes
+    dla_lacks: int = 0
 
 
 @dataclass(kw_only=True)
@@ -115,33 +97,58 @@ def build_engine(
     log = log or BuildLog()
     messages = log.messages
     logger = make_logger(trt, messages)
-    builder = trt.Builder(logger)
+    builder = _builder(trt, logger, messages)
     network = builder.create_network(network_flags(trt))
-    _parse(trt, network, logger, onnx, stage)
+    _parse(trt, network, logger, onnx, stage, options)
     traced = trace_network(trt, network)
     if options.precision == "fp16" and not strongly_typed(trt):
         pin_precisions(trt, traced, stage)
     config = builder.create_builder_config()
-    _configure(trt, config, options)
+    configure(trt, config, options)
+    dla_lacks = place_on_dla(trt, builder, network, config, stage, options)
     _add_profile(builder, config, stage)
-    cache = config.create_timing_cache(timing_cache)
-    config.set_timing_cache(cache, False)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise _failed(trt, stage, messages)
-    payload = bytes(memoryview(plan))
-    log.report = _inspect(trt, logger, payload, messages)
+    cache = _timing_cache(config, timing_cache, stage)
+    with shown_progress(trt, config, stage.name):
+        payload = _plan(trt, builder, network, config, stage, messages)
+    log.report = _inspect(trt, logger, payload, options, stage, messages)
     layers = read_layers(log.report, messages)
     require_precision(stage.name, options.precision, layers)
     if options.precision != "fp32":
         unseen = require_islands(stage, find_islands(traced, stage), layers)
         if unseen:
             say(f"stage {stage.name}: the engine's report does not show what touches {', '.join(unseen)}: unverified")
-    return BuiltEngine(plan=payload, layers=layers, timing_cache=bytes(memoryview(cache.serialize())))
+    return BuiltEngine(
+        plan=payload, layers=layers, timing_cache=bytes(memoryview(cache.serialize())), dla_lacks=dla_lacks
+    )
 
 
-def _parse(trt: Any, network: Any, logger: Any, onnx: bytes, stage: StageRecord) -> None:
+def _builder(trt: Any, logger: Any, messages: list[str]) -> Any:
+    try:
+        return trt.Builder(logger)
+    except TypeError as error:
+        # "factory function returned nullptr" is all that the bindings say.
+        raise EngineError(
+            f"TensorRT {trt.__version__} does not start: {complaints(messages)} ({error})",
+            expected="a GPU and a driver that this TensorRT can use",
+            remedy="compare its CUDA version with the driver's: nvidia-smi",
+        ) from error
+
+
+def _plan(trt: Any, builder: Any, network: Any, config: Any, stage: StageRecord, messages: list[str]) -> bytes:
+    try:
+        plan = builder.build_serialized_network(network, config)
+    except (MemoryError, RuntimeError) as error:
+        messages.append(f"ERROR: {error!r}")
+        raise _failed(trt, stage, messages) from error
+    if plan is None:
+        raise _failed(trt, stage, messages)
+    return bytes(memoryview(plan))
+
+
+def _parse(trt: Any, network: Any, logger: Any, onnx: bytes, stage: StageRecord, options: BuildOptions) -> None:
     parser = trt.OnnxParser(network, logger)
+    for flag in parser_flags(trt, options):
+        parser.set_flag(flag)
     if parser.parse(onnx):
         return
     errors = [parser.get_error(i) for i in range(parser.num_errors)]
@@ -159,41 +166,6 @@ def _node(error: Any) -> str:
     return str(name() if name is not None else error.node())
 
 
-def _configure(trt: Any, config: Any, options: BuildOptions) -> None:
-    flags = trt.BuilderFlag
-    if not options.tf32:
-        config.clear_flag(flags.TF32)
-    if options.sparsity == "2:4":
-        config.set_flag(flags.SPARSE_WEIGHTS)
-    if not strongly_typed(trt):
-        _permit_precision(trt, config, options)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if options.workspace_mib:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
-    since_86 = "build on TensorRT 8.6 or newer, or leave the option out"
-    if options.optimization_level >= 0:
-        required(config, "builder_optimization_level", trt, since_86)
-        config.builder_optimization_level = options.optimization_level
-    if options.version_compatible:
-        config.set_flag(required(flags, "VERSION_COMPATIBLE", trt, since_86))
-    if options.hardware_compatible:
-        levels = required(trt, "HardwareCompatibilityLevel", trt, since_86)
-        config.hardware_compatibility_level = levels.AMPERE_PLUS
-
-
-def _permit_precision(trt: Any, config: Any, options: BuildOptions) -> None:
-    """8.x: what the flags permit; `pin_precisions` gives OBEY_PRECISION_CONSTRAINTS something to enforce.
-
-    Layers of int8 graphs stay free: next to Q/DQ pairs a precision of their own would keep them from being quantised.
-    """
-    flags = trt.BuilderFlag
-    if options.precision in {"fp16", "int8"}:
-        config.set_flag(flags.FP16)
-        config.set_flag(flags.OBEY_PRECISION_CONSTRAINTS)
-    if options.precision == "int8":
-        config.set_flag(flags.INT8)
-
-
 def _add_profile(builder: Any, config: Any, stage: StageRecord) -> None:
     dynamic = [spec for spec in stage.inputs if stage.dynamic(spec)]
     if not dynamic:
@@ -209,8 +181,20 @@ def _add_profile(builder: Any, config: Any, stage: StageRecord) -> None:
         )
 
 
-def _inspect(trt: Any, logger: Any, plan: bytes, messages: list[str]) -> str:
-    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+def _timing_cache(config: Any, earlier: bytes, stage: StageRecord) -> Any:
+    """That of an earlier build, unless it cannot be read: it saves time and decides nothing."""
+    cache = config.create_timing_cache(earlier)
+    if cache is None or not config.set_timing_cache(cache, False):
+        say(f"stage {stage.name}: the timing cache of earlier builds is not for this machine; a new one is begun")
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, False)
+    return cache
+
+
+def _inspect(trt: Any, logger: Any, plan: bytes, options: BuildOptions, stage: StageRecord, messages: list[str]) -> str:
+    core = options.builder.dla_core if options.on_dla(stage.name) else -1
+    runtime = make_runtime(trt, logger, host_code=options.builder.version_compatible, dla_core=core)
+    engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise EngineError(f"the engine just built cannot be read back: {complaints(messages)}")
     return str(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
@@ -218,9 +202,11 @@ def _inspect(trt: Any, logger: Any, plan: bytes, messages: list[str]) -> str:
 
 def _failed(trt: Any, stage: StageRecord, messages: list[str]) -> EngineError:
     text = complaints(messages)
-    short = "memory" in text.lower()
+    short = "memory" in text.lower() or "MemoryError" in text
     return EngineError(
         f"TensorRT {trt.__version__} could not build stage {stage.name}: {text}",
         expected="an engine",
-        remedy="end other programs that use the GPU, or lower workspace_mib" if short else "see the message above",
+        remedy="end other programs that use the GPU, or lower builder.workspace_mib"
+        if short
+        else "see the message above",
     )

@@ -7,9 +7,11 @@ from altermoma.recipe.ranges import RANGES
 from altermoma.recipe.reading import from_dict, load, parse
 from altermoma.recipe.sections import (
     BenchRecipe,
+    BuilderRecipe,
     DataRecipe,
     EngineRecipe,
     ExportRecipe,
+    HardwareLevel,
     ParityRecipe,
     Partition,
     Precision,
@@ -23,9 +25,11 @@ from altermoma.recipe.sections import (
 __all__ = [
     "RANGES",
     "BenchRecipe",
+    "BuilderRecipe",
     "DataRecipe",
     "EngineRecipe",
     "ExportRecipe",
+    "HardwareLevel",
     "ParityRecipe",
     "Partition",
     "Precision",

@@ -71,6 +71,10 @@ RANGES: dict[str, dict[str, Range]] = {
             ("fp32_tolerance", "fp32_frame_tolerance", "fp16_tolerance", "fp16_frame_tolerance"), _POSITIVE
         ),
     },
+    "builder": {
+        "optimization_level": Range(low=-1, high=5),
+        **dict.fromkeys(("workspace_mib", "tactic_dram_mib", "tactic_shared_kib", "dla_core"), _NATURAL),
+    },
     "parity": {"fp32_boxes": _POSITIVE, "fp16_map": _POSITIVE},
     "bench": {"frames": _COUNT, "rounds": _COUNT, "warmup": _NATURAL, "threads": _COUNT},
 }

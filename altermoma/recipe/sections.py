@@ -13,6 +13,8 @@ from altermoma.recipe.ranges import check_values
 Precision = Literal["fp32", "fp16", "int8"]
 Sparsity = Literal["dense", "2:4"]
 Partition = Literal["camera", "lidar", "fusion"]
+StageName = Literal["camera", "view", "lidar", "fusion", "head"]
+HardwareLevel = Literal["none", "ampere_plus", "same_compute_capability"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +135,42 @@ class EngineRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BuilderRecipe:
+    """How TensorRT builds. A key left at its default is the target's (`[builder]` of its profile), else TensorRT's own.
+
+    What the TensorRT at hand lacks is an error, never left out. Everything here is part of an engine's key.
+
+    Attributes:
+        optimization_level: 0 to 5, from 8.6; -1 leaves TensorRT's own.
+        workspace_mib: limit of scratch memory; 0 leaves TensorRT's own, as with the next two.
+        tactic_dram_mib: limit of device memory that one tactic may take, from 8.6.
+        tactic_shared_kib: limit of shared memory that one tactic may take, from 10.
+        tf32: lets fp32 layers use TF32 tensor cores; off, so that fp32 means fp32.
+        version_compatible: plans also load in later versions of the same major, from 8.6.
+        hardware_compatible: plans also run on other GPUs: of Ampere or later (8.6), of the same compute capability
+            (10.9).
+        dla_stages: stages to put on a deep-learning accelerator.
+        dla_core: which one.
+        gpu_fallback: layers that the accelerator lacks run on the GPU, and are named; otherwise they are an error.
+        refit: the weights of an engine can be exchanged.
+        strip: plans without weights, which are taken from the bundle's graph as they are loaded; from 10.
+    """
+
+    optimization_level: int = -1
+    workspace_mib: int = 0
+    tactic_dram_mib: int = 0
+    tactic_shared_kib: int = 0
+    tf32: bool = False
+    version_compatible: bool = False
+    hardware_compatible: HardwareLevel = "none"
+    dla_stages: tuple[StageName, ...] = ()
+    dla_core: int = 0
+    gpu_fallback: bool = False
+    refit: bool = False
+    strip: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchRecipe:
     frames: int = 8
     rounds: int = 5
@@ -153,6 +191,7 @@ class Recipe:
     export: ExportRecipe = field(default_factory=ExportRecipe)
     parity: ParityRecipe = field(default_factory=ParityRecipe)
     engine: EngineRecipe = field(default_factory=EngineRecipe)
+    builder: BuilderRecipe = field(default_factory=BuilderRecipe)
     bench: BenchRecipe = field(default_factory=BenchRecipe)
 
     def __post_init__(self) -> None:

@@ -7,8 +7,13 @@ from pathlib import Path
 
 from altermoma.deploy.benchmark import BenchmarkResult, pipeline_variant, run_benchmark
 from altermoma.deploy.bundle import Bundle
+from altermoma.deploy.engine_report import engine_table, require_sparse
 from altermoma.deploy.pipeline import Backend, Pipeline
+from altermoma.deploy.self_check import check_bundle
+from altermoma.deploy.tensorrt_config import options_of
+from altermoma.deploy.tensorrt_engines import engines_here
 from altermoma.errors import UnsupportedError
+from altermoma.recipe import BuilderRecipe, Precision
 
 
 def bench_bundles(
@@ -35,3 +40,28 @@ def bench_bundles(
     return run_benchmark(
         variants, [bundles[0].reference().frame(bundles[0].manifest.name)], rounds=rounds, warmup=2, threads=threads
     )
+
+
+def build_bundle(folder: Path, asked: BuilderRecipe, *, precision: Precision | None = None) -> str:
+    """Builds and verifies the engines of a bundle here: precision, sparsity, its own reference, ONNX Runtime.
+
+    Args:
+        folder: of the bundle, which gains `engines/`.
+        asked: builder options beside those that the bundle brings.
+        precision: to build; without it every one that the bundle holds.
+
+    Returns:
+        What was asked for and what was found, as a table.
+
+    Raises:
+        EngineError: no GPU with TensorRT, or an engine that is not what was asked for.
+    """
+    bundle = Bundle.open(folder)
+    precisions = (precision,) if precision is not None else bundle.manifest.precisions
+    for each in precisions:
+        bundle.stages(each)
+        bundle = engines_here(bundle, options_of(bundle.manifest, each, asked), build="require")
+    built = [record for record in bundle.manifest.engines.built if record.precision in precisions]
+    require_sparse(built)
+    check_bundle(bundle, "tensorrt").require()
+    return engine_table(built)

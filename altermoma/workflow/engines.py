@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from altermoma.deploy.bundle import copy_bundle
-from altermoma.deploy.tensorrt_backend import engines_here, why_not
-from altermoma.deploy.tensorrt_builder import BuildOptions
+from altermoma.deploy.tensorrt_config import options_of
+from altermoma.deploy.tensorrt_engines import engines_here, why_not
 from altermoma.errors import EngineError
 from altermoma.recipe import EngineRecipe
 
@@ -35,8 +35,7 @@ def environment(recipe: EngineRecipe) -> dict[str, str]:
 def build_engines(recipe: EngineRecipe, exported: Path, bundle: Path) -> dict[str, Any]:
     """Copies the exported bundle and builds its engines, or records why there are none."""
     copied = copy_bundle(exported, bundle)
-    options = BuildOptions(precision=recipe.precision, sparsity=recipe.sparsity)
-    built = engines_here(copied, options, build=recipe.build)
+    built = engines_here(copied, options_of(copied.manifest, recipe.precision), build=recipe.build)
     state = built.manifest.engines
     return {
         "state": state.state,

@@ -14,7 +14,7 @@ import torch
 
 from altermoma.checkpoints.io import save_checkpoint
 from altermoma.cli import app, oneshot
-from altermoma.deploy import tensorrt_backend
+from altermoma.deploy import tensorrt_engines
 from altermoma.models.presets import build
 
 Run = Callable[..., tuple[int, str]]
@@ -174,7 +174,7 @@ def test_building_without_a_gpu_exits_3(run: Run, monkeypatch: pytest.MonkeyPatc
     from tiny_bundle import toy_bundle
 
     bundle = toy_bundle(tmp_path / "bundle").folder
-    monkeypatch.setattr(tensorrt_backend, "why_not", lambda: "no GPU in this test")
+    monkeypatch.setattr(tensorrt_engines, "why_not", lambda: "no GPU in this test")
     code, text = run("altermoma", "build", bundle)
     assert code == 3
     assert "no GPU in this test" in text

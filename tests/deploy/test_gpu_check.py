@@ -22,7 +22,7 @@ from tensorrt_double import VERSIONS, FakeCuda, TensorRtDouble, attach_runtime, 
 from tiny_bundle import content
 from typer.testing import CliRunner
 
-from altermoma.deploy import gpu_check, tensorrt_backend
+from altermoma.deploy import gpu_check, tensorrt_backend, tensorrt_engines
 from altermoma.deploy.bundle import Bundle, write_bundle
 from altermoma.deploy.cuda_driver import Gpu, Probe
 from altermoma.deploy.manifest import STAGES
@@ -65,9 +65,9 @@ class Machine:
             ("IBuilderConfig", "add_optimization_profile"): lambda *_: 0,
             ("ICudaEngine", "device_memory_size_v2"): lambda _: 5_000_000,
         }
-        monkeypatch.setattr(tensorrt_backend, "probe_gpu", lambda: Probe(gpu=GPU))
+        monkeypatch.setattr(tensorrt_engines, "probe_gpu", lambda: Probe(gpu=GPU))
         monkeypatch.setattr(tensorrt_backend, "Cuda", lambda: cuda)
-        for module in (tensorrt_backend, gpu_check, self.script):
+        for module in (tensorrt_backend, tensorrt_engines, gpu_check, self.script):
             monkeypatch.setattr(module, "import_tensorrt", lambda: trt)
 
     @property
@@ -348,7 +348,7 @@ def test_samples_of_the_gpu() -> None:
 
 def test_without_a_gpu_it_says_so(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = machine.bundle("dense")
-    monkeypatch.setattr(tensorrt_backend, "probe_gpu", lambda: Probe(gpu=None, reason="no GPU in this test"))
+    monkeypatch.setattr(tensorrt_engines, "probe_gpu", lambda: Probe(gpu=None, reason="no GPU in this test"))
     with pytest.raises(EngineError, match="nothing can be checked here: no GPU in this test"):
         machine.script.main(bundles=[folder], out=machine.out)
     done = subprocess.run(

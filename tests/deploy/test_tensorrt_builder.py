@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from tensorrt_double import API, VERSIONS, TensorRtDouble, built_in
 
-from altermoma.deploy import tensorrt_backend, tensorrt_builder
+from altermoma.deploy import tensorrt_builder
 from altermoma.deploy.bundle import Bundle
 from altermoma.deploy.tensorrt_api import network_flags, numpy_name, version_of
 from altermoma.deploy.tensorrt_builder import BuildOptions, build_engine, engine_key
 from altermoma.errors import EngineError
+from altermoma.recipe import BuilderRecipe
 
-DEPLOY = Path(tensorrt_backend.__file__).parent
+DEPLOY = Path(tensorrt_builder.__file__).parent
 
 pytestmark = pytest.mark.skipif(not VERSIONS, reason="no TensorRT API files beside the checkout")
 
@@ -35,14 +36,15 @@ def refuse_flags_with_strong_typing(trt: TensorRtDouble) -> None:
 
 def options_for(trt: TensorRtDouble, precision: Any) -> BuildOptions:
     late = version_of(trt) >= (8, 6)
-    return BuildOptions(
-        precision=precision,
-        sparsity="2:4",
+    builder = BuilderRecipe(
         workspace_mib=512,
         optimization_level=4 if late else -1,
+        tactic_dram_mib=256 if late else 0,
         version_compatible=late,
-        hardware_compatible=late,
+        hardware_compatible="ampere_plus" if late else "none",
+        refit=True,
     )
+    return BuildOptions(precision=precision, sparsity="2:4", builder=builder)
 
 
 def test_the_stand_in_refuses_what_a_version_lacks() -> None:
@@ -76,7 +78,13 @@ def test_builder_uses_only_what_each_version_has(trt: TensorRtDouble, bundle: Bu
     assert ("INT8" in flags) == (weak and precision == "int8")
     assert "SPARSE_WEIGHTS" in flags
     assert [flag.name for (flag,) in trt.called("IBuilderConfig", "clear_flag")] == ["TF32"]
-    assert trt.called("IBuilderConfig", "set_memory_pool_limit") == [(trt.MemoryPoolType.WORKSPACE, 512 << 20)]
+    pools = {pool.name: size for pool, size in trt.called("IBuilderConfig", "set_memory_pool_limit")}
+    late = version_of(trt) >= (8, 6)
+    assert pools == {"WORKSPACE": 512 << 20} | ({"TACTIC_DRAM": 256 << 20} if late else {})
+    assert ("VERSION_COMPATIBLE" in flags) == late
+    assert "REFIT" in flags
+    parser_flags = [flag.name for (flag,) in trt.called("OnnxParser", "set_flag")]
+    assert parser_flags == (["NATIVE_INSTANCENORM"] if late else [])
     assert trt.called("IBuilderConfig", "create_timing_cache") == [(b"old",)]
     shapes = {call[0]: call[1:] for call in trt.called("IOptimizationProfile", "set_shape")}
     assert shapes["voxels"] == ((1, 5), (200, 5), (4000, 5))
@@ -95,14 +103,47 @@ def test_static_stage_needs_no_profile(trt: TensorRtDouble, bundle: Bundle) -> N
     assert not trt.called("Builder", "create_optimization_profile")
 
 
-def test_options_that_a_version_lacks_are_errors(bundle: Bundle) -> None:
-    trt = TensorRtDouble("8.5.2.2")
+@pytest.mark.parametrize(
+    ("change", "since"),
+    [
+        ({"optimization_level": 3}, (8, 6)),
+        ({"tactic_dram_mib": 64}, (8, 6)),
+        ({"tactic_shared_kib": 48}, (10, 0)),
+        ({"version_compatible": True}, (8, 6)),
+        ({"hardware_compatible": "ampere_plus"}, (8, 6)),
+        ({"hardware_compatible": "same_compute_capability"}, (10, 9)),
+        ({"strip": True}, (10, 0)),
+        ({"strip": True, "refit": True}, (10, 0)),
+        ({"refit": True, "workspace_mib": 64}, (8, 5)),
+    ],
+)
+def test_options_that_a_version_lacks_are_errors(
+    trt: TensorRtDouble, bundle: Bundle, change: dict[str, Any], since: tuple[int, int]
+) -> None:
+    """The versions are those of the key matrix made from the released bindings."""
     built_in(trt, "fp32")
     stage = bundle.stages("fp32")["head"]
-    for change in ({"optimization_level": 3}, {"version_compatible": True}, {"hardware_compatible": True}):
-        options = dataclasses.replace(BuildOptions(precision="fp32"), **change)  # type: ignore[arg-type]
-        with pytest.raises(EngineError, match=r"TensorRT 8\.5\.2"):
-            build_engine(trt, b"", stage, options)
+    options = BuildOptions(precision="fp32", builder=BuilderRecipe(**change))
+    if version_of(trt) >= since:
+        build_engine(trt, b"", stage, options)
+        flags = {flag.name for (flag,) in trt.called("IBuilderConfig", "set_flag")}
+        assert ("REFIT" in flags) == bool(change.get("refit"))
+        assert ("REFIT_IDENTICAL" in flags) == (bool(change.get("strip")) and not change.get("refit"))
+        assert bool({"STRIP_PLAN", "WEIGHTLESS"} & flags) == bool(change.get("strip"))
+        return
+    with pytest.raises(EngineError, match=rf"TensorRT {re.escape(trt.__version__)} has no") as caught:
+        build_engine(trt, b"", stage, options)
+    assert "leave the option out" in caught.value.remedy
+
+
+def test_a_timing_cache_that_cannot_be_read_is_begun_anew(trt: TensorRtDouble, bundle: Bundle) -> None:
+    built_in(trt, "fp32")
+    answers = iter([None, trt.make("ITimingCache")])
+    trt.answers[("IBuilderConfig", "create_timing_cache")] = lambda *_: next(answers)
+    build_engine(
+        trt, b"", bundle.stages("fp32")["head"], BuildOptions(precision="fp32"), timing_cache=b"of another GPU"
+    )
+    assert trt.called("IBuilderConfig", "create_timing_cache") == [(b"of another GPU",), (b"",)]
 
 
 def test_parser_errors_name_the_node(trt: TensorRtDouble, bundle: Bundle) -> None:

@@ -13,15 +13,16 @@ import pytest
 from tensorrt_double import VERSIONS, FakeCuda, TensorRtDouble, attach_runtime, built_in
 from tiny_bundle import frame
 
-from altermoma.deploy import tensorrt_backend
+from altermoma.deploy import tensorrt_backend, tensorrt_engines
 from altermoma.deploy.bundle import Bundle
 from altermoma.deploy.cuda_driver import Gpu, Probe
 from altermoma.deploy.manifest import EngineState
 from altermoma.deploy.pipeline import Pipeline
 from altermoma.deploy.self_check import check_bundle
 from altermoma.deploy.tensorrt_api import import_tensorrt
-from altermoma.deploy.tensorrt_backend import engines_here, open_engines, why_not
+from altermoma.deploy.tensorrt_backend import open_engines
 from altermoma.deploy.tensorrt_builder import BuildOptions
+from altermoma.deploy.tensorrt_engines import engines_here, why_not
 from altermoma.errors import AltermomaError, EngineError, UnsupportedError
 
 GPU = Gpu(name="Test GPU", compute_capability="8.7", memory_mib=1, driver="12.6")
@@ -38,8 +39,9 @@ def machine(trt: TensorRtDouble, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     parsed: list[bytes] = []
     trt.answers[("OnnxParser", "parse")] = lambda _, model: parsed.append(model) or True
     trt.answers[("Builder", "build_serialized_network")] = lambda *_: bytearray(parsed[-1])
-    monkeypatch.setattr(tensorrt_backend, "probe_gpu", lambda: Probe(gpu=GPU))
-    monkeypatch.setattr(tensorrt_backend, "import_tensorrt", lambda: trt)
+    monkeypatch.setattr(tensorrt_engines, "probe_gpu", lambda: Probe(gpu=GPU))
+    for module in (tensorrt_engines, tensorrt_backend):
+        monkeypatch.setattr(module, "import_tensorrt", lambda: trt)
     monkeypatch.setattr(tensorrt_backend, "Cuda", lambda: cuda)
     return cuda
 
@@ -125,7 +127,8 @@ def test_engine_of_another_gpu_version_or_graph(trt: TensorRtDouble, copied: Pat
 def test_this_machine_never_crashes(bundle: Bundle) -> None:
     """With or without a GPU, in a process of its own: an answer or a clear error, never a segfault."""
     code = f"""
-from altermoma.deploy.tensorrt_backend import why_not, open_engines
+from altermoma.deploy.tensorrt_backend import open_engines
+from altermoma.deploy.tensorrt_engines import why_not
 from altermoma.deploy.bundle import Bundle
 from altermoma.errors import AltermomaError
 print("reason:", why_not())
@@ -140,7 +143,7 @@ except AltermomaError as error:
 
 
 def test_without_gpu_the_bundle_says_so(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt_backend, "probe_gpu", lambda: Probe(gpu=None, reason="no GPU in this test"))
+    monkeypatch.setattr(tensorrt_engines, "probe_gpu", lambda: Probe(gpu=None, reason="no GPU in this test"))
     options = BuildOptions(precision="fp16")
     with pytest.raises(EngineError, match="no GPU in this test") as caught:
         engines_here(Bundle.open(copied), options, build="require")
@@ -159,7 +162,7 @@ def test_without_gpu_the_bundle_says_so(copied: Path, monkeypatch: pytest.Monkey
 
 
 def test_gpu_without_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt_backend, "probe_gpu", lambda: Probe(gpu=GPU))
+    monkeypatch.setattr(tensorrt_engines, "probe_gpu", lambda: Probe(gpu=GPU))
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     assert "tensorrt cannot be imported" in why_not()
     with pytest.raises(UnsupportedError):
