@@ -63,7 +63,7 @@ TargetOption = Annotated[
     str | None,
     typer.Option("--target", metavar="NAME", help="Target profile of deploy/: generic, orin-jp62, thor-jp70, ..."),
 ]
-AT_FULL_SIZE = "recipe of a model at full size: scores from 2 frames, no fine-tuning here; see docs/checkpoints.md"
+AT_FULL_SIZE = "recipe of a model at full size: no fine-tuning here; see docs/checkpoints.md"
 BudgetKind = Literal["flops", "channels", "params"]
 BuildOption = Annotated[
     Literal["auto", "require", "never"] | None,

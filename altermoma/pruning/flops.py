@@ -99,6 +99,7 @@ def count_flops(model: nn.Module, batch: FrameBatch) -> FlopReport:
         batch: the reference frame; of several frames the mean is taken.
     """
     counter = FlopCounterMode(display=False)
+    batch = batch.to(next(model.parameters()).device)
     with _occupancy(model) as occupied, eval_mode(model), torch.no_grad(), counter:
         model(batch)
     layers = []

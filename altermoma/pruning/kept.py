@@ -1,7 +1,9 @@
-"""Where scoring stands, on disk: a kill costs one batch, and going on gives the same scores to the bit."""
+"""Where scoring stands, on disk: a kill costs seconds or one batch, and going on gives the same scores to the bit."""
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,10 +19,12 @@ class Kept:
     Args:
         folder: theirs alone; the caller sees to it that what lies there is of the same model, frames and options. None
             keeps nothing.
+        every_s: seconds between two files of one name: a small model's batch takes less time than writing it.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path | None = None, every_s: float = 10.0) -> None:
+        self._folder, self._every_s = folder, every_s
+        self._saved: dict[str, float] = {}
 
     def load(self, name: str) -> tuple[int, dict[str, Tensor]]:
         """Batches done and the tensors after them; 0 and none where nothing was kept."""
@@ -40,9 +44,11 @@ class Kept:
             ) from error
 
     def save(self, name: str, done: int, tensors: Mapping[str, Tensor]) -> None:
-        """Replaces what is kept under the name, whole or not at all."""
+        """Replaces what is kept under the name, whole or not at all, unless that was done a moment ago."""
         from safetensors.torch import save
 
-        if self._folder is not None:
+        now = time.monotonic()
+        if self._folder is not None and now - self._saved.get(name, -math.inf) >= self._every_s:
+            self._saved[name] = now
             plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
             write_bytes(self._folder / f"{name}.safetensors", save(plain, metadata={"done": str(done)}))

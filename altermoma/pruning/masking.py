@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from altermoma.errors import PruningError
+from altermoma.models.batch import FrameBatch
 from altermoma.models.modes import eval_mode
 from altermoma.recipe import Partition
 
@@ -26,7 +27,7 @@ MASKS_OF: dict[Partition, tuple[Masked, ...]] = {
 """Masks under which the redundancy of a partition shows (paper eq. 11-13): the other modality's, or both."""
 
 Batch = tuple[Any, Any]
-"""(model input, truths) of a few frames, as the loss function takes them."""
+"""(model input, truths) of a few frames, as the loss function takes them. A FrameBatch goes to the model's device."""
 
 
 class LossFunction(Protocol):
@@ -43,7 +44,10 @@ def bind(model: nn.Module, loss_fn: LossFunction) -> Loss:
     """The loss as a function of batch and mask; a loss that is not finite is a PruningError."""
 
     def loss(batch: Batch, masked: Masked) -> Tensor:
-        value = loss_fn(model, batch[0], batch[1], masked)
+        inputs, truths = batch
+        if isinstance(inputs, FrameBatch):
+            inputs = inputs.to(next(model.parameters()).device)
+        value = loss_fn(model, inputs, truths, masked)
         if not bool(torch.isfinite(value)):
             raise PruningError(
                 f"the task loss is {value.item()} with mask {masked!r}",

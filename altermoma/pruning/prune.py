@@ -183,7 +183,14 @@ def _carried_out(
 
 
 def batches_needed(recipe: PruneRecipe) -> int:
-    """Batches that `prune` takes."""
+    """Batches that `prune` takes.
+
+    Raises:
+        PruningError: a recipe that leaves them open.
+    """
+    for key in ("score_batches", "reactivation_batches", "reri_batches"):
+        if getattr(recipe, key) < 1:
+            raise PruningError(f"prune.{key} = 0", expected="1 or more; 0 is for the size of the model to fill in")
     return max(recipe.score_batches, recipe.reactivation_batches)
 
 

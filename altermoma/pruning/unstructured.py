@@ -112,7 +112,8 @@ def masked_model(model: ModelT, masks: Masks) -> ModelT:
     masked = copy.deepcopy(model)
     with torch.no_grad():
         for name, mask in masks.items():
-            masked.get_parameter(name).mul_(mask)
+            weight = masked.get_parameter(name)
+            weight.mul_(mask.to(weight.device))
     return masked
 
 

@@ -44,6 +44,12 @@ class PruneRecipe:
             the step of the engine's target and precision (deploy/<target>/target.toml).
         lidar_channel_step: the same for the sparse encoder, whose gathered rows are rows of matrices.
         min_channels: least width, rounded up to the step.
+        score_batches: for the contribution. Here and in the next three, 0 goes by the size of the model: 8, 8 and 4
+            batches of 2 frames, or 2, 2 and 1 of a single one where pictures have more than 100 000 pixels
+            (altermoma/workflow/scoring.py). More frames take more time, but no more memory.
+        reactivation_batches: gradient steps of the reactivation.
+        reri_batches: for the redundancy, the last of the reactivation's.
+        batch_size: frames of each.
     """
 
     budget: Literal["flops", "channels", "params"] = "flops"
@@ -54,11 +60,11 @@ class PruneRecipe:
     min_channels: int = 8
     alpha: float = 1.0
     beta: float = 1.0
-    score_batches: int = 8
-    reactivation_batches: int = 8
-    reri_batches: int = 4
+    score_batches: int = 0
+    reactivation_batches: int = 0
+    reri_batches: int = 0
     reactivation_lr: float = 1e-3
-    batch_size: int = 2
+    batch_size: int = 0
     aggregation: Literal["channel", "element"] = "channel"
     selection: Literal["threshold", "greedy"] = "threshold"
     seed: int = 0
@@ -208,11 +214,9 @@ class Recipe:
 def at_full_size(recipe: Recipe) -> Recipe:
     """The recipe with what a detector of full size, on six pictures of 256 x 704, asks of two cores and 16 GiB.
 
-    Scores take ten minutes and 9 GiB with two frames, one at a time; the defaults would take an hour and more memory.
     Fine-tuning on a CPU would take half a day: it is left to mmdet3d (docs/checkpoints.md).
     """
-    prune = dataclasses.replace(recipe.prune, score_batches=2, reactivation_batches=2, reri_batches=1, batch_size=1)
-    return dataclasses.replace(recipe, prune=prune, finetune=dataclasses.replace(recipe.finetune, steps=0))
+    return dataclasses.replace(recipe, finetune=dataclasses.replace(recipe.finetune, steps=0))
 
 
 def _plain(value: Any) -> Any:

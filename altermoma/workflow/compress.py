@@ -2,46 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from altermoma.data.dataset import batch_indices
-from altermoma.deploy.targets import load_target
-from altermoma.frames import Boxes
-from altermoma.progress import track
-from altermoma.recipe import Recipe
 from altermoma.workflow.place import Workplace
+from altermoma.workflow.scoring import scoring_batches
 
 if TYPE_CHECKING:
     from altermoma.models.batch import FrameBatch
     from altermoma.training.distill import Teacher
 
 PRUNED_FILE = "pruned.safetensors"
-
-
-def with_target_widths(recipe: Recipe) -> Recipe:
-    """The recipe with the channel step of its target and precision, where it leaves that open."""
-    if recipe.prune.channel_step:
-        return recipe
-    step = load_target(recipe.engine.target).step(recipe.engine.precision)
-    return dataclasses.replace(recipe, prune=dataclasses.replace(recipe.prune, channel_step=step))
-
-
-def scoring_batches(place: Workplace) -> list[tuple[FrameBatch, list[Boxes]]]:
-    """Training frames as they are, in an order fixed by the recipe's seed."""
-    from altermoma.models.batch import collate
-    from altermoma.pruning.prune import batches_needed
-
-    recipe = place.recipe.prune
-    batches = []
-    for step in track(range(batches_needed(recipe)), "Reading scoring frames"):
-        indices = batch_indices(len(place.train), recipe.batch_size, recipe.seed, step)
-        samples = [place.train[int(index)] for index in indices]
-        inputs = collate([sample.inputs for sample in samples], place.geometry)
-        batches.append((inputs, [sample.truth for sample in samples]))
-    return batches
 
 
 def reference_batch(place: Workplace) -> FrameBatch:

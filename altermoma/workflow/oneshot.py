@@ -17,13 +17,13 @@ from altermoma.report.summary import Summary
 from altermoma.report.table import print_summary
 from altermoma.storage import content_key
 from altermoma.workflow.accuracy import DETECTIONS_FILE
-from altermoma.workflow.compress import with_target_widths
 from altermoma.workflow.detections import read_detections
 from altermoma.workflow.engines import check_buildable
 from altermoma.workflow.keys import code_version
 from altermoma.workflow.place import Workplace
 from altermoma.workflow.plan import ENGINES, bundle_of, plan
 from altermoma.workflow.runs import RunFolder, open_run
+from altermoma.workflow.scoring import with_open_keys_filled
 from altermoma.workflow.steps import run_steps, step_keys
 from altermoma.workflow.summarise import summarise
 
@@ -41,7 +41,7 @@ def run(recipe: Recipe, out: Path | None = None, *, same_only: bool = False) -> 
     """
     started = time.monotonic()
     check_buildable(recipe.engine)
-    recipe = with_target_widths(recipe)
+    recipe = with_open_keys_filled(recipe)
     place = Workplace(recipe)
     with busy("Reading the tables"):
         steps, code = plan(place), code_version()

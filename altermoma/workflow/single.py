@@ -17,11 +17,12 @@ from altermoma.recipe import DataRecipe, Recipe, from_dict
 from altermoma.storage import cache_folder, check_writable, content_key, sha256_of, write_bytes
 from altermoma.workflow import accuracy
 from altermoma.workflow.accuracy import DETECTIONS_FILE
-from altermoma.workflow.compress import PRUNED_FILE, prune_model, with_target_widths
+from altermoma.workflow.compress import PRUNED_FILE, prune_model
 from altermoma.workflow.keys import code_version
 from altermoma.workflow.place import Workplace
 from altermoma.workflow.plan import data_inputs, model_inputs, precisions_of
 from altermoma.workflow.runs import lock
+from altermoma.workflow.scoring import with_open_keys_filled
 from altermoma.workflow.steps import Record, Step, run_steps, step_keys
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def prune_to_file(recipe: Recipe, file: Path) -> Path:
         remedy = f"give --out {file / PRUNED_FILE}"
         raise StorageError(f"{file} is a folder", expected="a file to write", remedy=remedy)
     check_writable(file)
-    place = Workplace(with_target_widths(recipe))
+    place = Workplace(with_open_keys_filled(recipe))
     with busy("Reading the tables"):
         inputs = {"data": data_inputs(place), "prune": place.recipe.to_dict()["prune"], **model_inputs(place)}
     with unfinished("prune", "Pruning", inputs, lambda folder: prune_model(place, folder)) as (work, _):

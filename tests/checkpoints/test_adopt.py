@@ -23,7 +23,6 @@ from altermoma.models.config import BevConfig, CameraConfig, LidarConfig, ResNet
 from altermoma.models.fusion import FusionModel
 from altermoma.models.presets import PRESETS
 from altermoma.models.record import from_record, to_record
-from altermoma.pruning.prune import batches_needed
 from altermoma.recipe import PruneRecipe, TrainRecipe, load
 from altermoma.workflow.place import Workplace
 
@@ -87,11 +86,11 @@ def test_a_configuration_and_its_checkpoint_become_a_recipe_and_its_model(narrow
     assert again == recipe
 
 
-def test_recipes_of_full_size_score_few_frames_and_a_given_recipe_stays_as_it_is(
+def test_recipes_of_full_size_fine_tune_elsewhere_and_a_given_recipe_stays_as_it_is(
     narrow: Written, tmp_path: Path
 ) -> None:
     recipe = load_recipe(None, checkpoint=narrow.weights, mmdet3d_config=narrow.config)
-    assert (batches_needed(recipe.prune), recipe.prune.batch_size, recipe.finetune.steps) == (2, 1, 0)
+    assert (recipe.prune, recipe.finetune.steps) == (PruneRecipe(), 0)
     (tmp_path / "recipe.toml").write_text("[prune]\nbatch_size = 3\n")
     given = load_recipe(tmp_path / "recipe.toml", checkpoint=narrow.weights, mmdet3d_config=narrow.config)
     assert given.prune == PruneRecipe(batch_size=3)
@@ -135,7 +134,7 @@ def test_convert_writes_weights_and_a_recipe(tmp_path: Path) -> None:
     assert "view_transform.frustum" in said
     recipe = load(tmp_path / "ours" / "recipe.toml")
     assert (recipe.model, recipe.data.sweeps) == (PRESET, 3)
-    assert (recipe.prune.batch_size, recipe.finetune.steps) == (1, 0)
+    assert (recipe.prune, recipe.finetune.steps) == (PruneRecipe(), 0)
     found = Workplace(recipe).dense_model().state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in tiny_model().state_dict().items())
     with pytest.raises(CheckpointError, match="does not say which model") as caught:

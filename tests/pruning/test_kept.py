@@ -16,7 +16,7 @@ from altermoma.pruning.kept import Kept
 def test_sums_come_back_to_the_bit_and_the_last_wins(tmp_path: Path) -> None:
     first = {"a": torch.rand(3, dtype=torch.float64), "b.weight": torch.rand(2, 4)}
     second = {name: tensor + 1 / 3 for name, tensor in first.items()}
-    kept = Kept(tmp_path / "scores")
+    kept = Kept(tmp_path / "scores", every_s=0)
     assert kept.load("deci") == (0, {})
     kept.save("deci", 1, first)
     kept.save("deci", 2, second)
@@ -26,6 +26,16 @@ def test_sums_come_back_to_the_bit_and_the_last_wins(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, second[name]) for name, tensor in found.items())
     assert [path.name for path in (tmp_path / "scores").iterdir()] == ["deci.safetensors"]
     assert kept.load("reri-camera") == (0, {})
+
+
+def test_batches_that_take_no_time_are_not_all_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 4.0, 9.0, 16.0, 17.0])
+    monkeypatch.setattr("altermoma.pruning.kept.time.monotonic", lambda: next(clock))
+    kept, found = Kept(tmp_path, every_s=8.0), []
+    for done in range(1, 6):
+        kept.save("deci", done, {"a": torch.zeros(1)})
+        found.append(kept.load("deci")[0])
+    assert found == [1, 1, 3, 3, 5]
 
 
 def test_without_a_folder_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +56,7 @@ def test_without_a_folder_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.Mo
     ids=["truncated", "empty", "no count", "foreign count"],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, damage: Callable[[Path], object]) -> None:
-    kept = Kept(tmp_path)
+    kept = Kept(tmp_path, every_s=0)
     kept.save("deci", 1, {"a": torch.ones(4)})
     damage(tmp_path / "deci.safetensors")
     with pytest.raises(PruningError, match=r"deci\.safetensors is damaged") as caught:

@@ -13,8 +13,10 @@ from fusion_toys import BASIC, frame_batch, fusion_model
 from torch import Tensor
 
 from altermoma.errors import PruningError
+from altermoma.models.batch import FrameBatch
 from altermoma.models.fusion import FusionModel
 from altermoma.pruning.flops import count_flops
+from altermoma.pruning.masking import bind
 from altermoma.pruning.prune import batches_needed, prune, prune_by_scores, score
 from altermoma.pruning.surgery import shrink
 from altermoma.recipe import Partition, PruneRecipe
@@ -137,3 +139,13 @@ def test_a_partition_nobody_declared() -> None:
     model.partition_of = lambda name: "radar" if name.startswith("pts_middle") else FusionModel.partition_of(name)  # type: ignore[assignment,method-assign]
     with pytest.raises(PruningError, match="radar"):
         prune(model, batches(), RECIPE, loss_fn)
+
+
+def test_frames_go_to_the_device_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the model is: there is no other device here than the one that a copy of its frames is asked for."""
+    asked, moved = [], FrameBatch.to
+    monkeypatch.setattr(FrameBatch, "to", lambda self, device: (asked.append(device), moved(self, device))[1])
+    model = fusion_model(BASIC)
+    count_flops(model, batches()[0][0])
+    bind(model, loss_fn)(batches()[0], "none")
+    assert asked == [torch.device("cpu")] * 2

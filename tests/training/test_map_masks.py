@@ -22,9 +22,9 @@ from altermoma.pruning.prune import score
 from altermoma.recipe import DataRecipe, PruneRecipe, Recipe, TrainRecipe
 from altermoma.training.loop import detection_objective
 from altermoma.training.losses import task_loss
-from altermoma.workflow.compress import scoring_batches
 from altermoma.workflow.oneshot import run as run_all
 from altermoma.workflow.place import Workplace
+from altermoma.workflow.scoring import scoring_batches
 from altermoma.workflow.single import evaluate_checkpoint
 
 CONFIG = ModelConfig(map=MapConfig(classes=6, low=-24.0, cell=1.0, cells=48, hidden=16))
