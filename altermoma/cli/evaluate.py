@@ -7,7 +7,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from altermoma.cli.options import CheckpointOption, DataOption, Mmdet3dConfigOption, RecipeOption, load_recipe
+from altermoma.cli.options import (
+    CheckpointOption,
+    DataOption,
+    DeviceOption,
+    Mmdet3dConfigOption,
+    RecipeOption,
+    load_recipe,
+)
 from altermoma.errors import RecipeError
 
 
@@ -17,6 +24,7 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
     data: DataOption = None,
     checkpoint: CheckpointOption = None,
     mmdet3d_config: Mmdet3dConfigOption = None,
+    device: DeviceOption = None,
     bundle: Annotated[
         Path | None, typer.Option("--bundle", metavar="DIR", help="Evaluate a bundle instead of a torch checkpoint.")
     ] = None,
@@ -33,8 +41,8 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
 
     A bundle is scored on the splits and sweeps that it was made with, unless a recipe is given.
     """
-    _check_choice(checkpoint, mmdet3d_config, bundle, precision or backend)
-    chosen = load_recipe(recipe, data=data, checkpoint=checkpoint, mmdet3d_config=mmdet3d_config)
+    _check_choice(bundle, of_checkpoint=checkpoint or mmdet3d_config or device, of_bundle=precision or backend)
+    chosen = load_recipe(recipe, data=data, checkpoint=checkpoint, mmdet3d_config=mmdet3d_config, device=device)
     from altermoma.workflow.single import evaluate_bundle, evaluate_checkpoint, with_data_of
 
     if bundle is None:
@@ -51,15 +59,17 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
             print(f"  {name:<22}{iou:.4f}")
 
 
-def _check_choice(checkpoint: Path | None, config: Path | None, bundle: Path | None, engine: str | None) -> None:
+def _check_choice(bundle: Path | None, *, of_checkpoint: Path | str | None, of_bundle: str | None) -> None:
     """Options that would be passed over without a word."""
-    if bundle is not None and (checkpoint is not None or config is not None):
+    if bundle is not None and of_checkpoint is not None:
         raise RecipeError(
-            "--bundle together with a checkpoint", expected="one model", remedy="give either --bundle or --checkpoint"
+            f"--bundle together with {of_checkpoint}, which is for a checkpoint",
+            expected="a checkpoint, perhaps with --device; or a bundle, perhaps with --engine and --backend",
+            remedy="give either --bundle or --checkpoint",
         )
-    if bundle is None and engine is not None:
+    if bundle is None and of_bundle is not None:
         raise RecipeError(
-            f"{engine} without a bundle: checkpoints are scored in torch, in fp32",
+            f"{of_bundle} without a bundle: checkpoints are scored in torch, in fp32",
             expected="--engine and --backend with --bundle",
             remedy="export the checkpoint first (altermoma export), or leave the option out",
         )

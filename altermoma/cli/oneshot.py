@@ -9,6 +9,7 @@ from altermoma.cli.options import (
     ChannelsOption,
     CheckpointOption,
     DataOption,
+    DeviceOption,
     EngineChoice,
     FlopsOption,
     Mmdet3dConfigOption,
@@ -33,6 +34,7 @@ def export(  # noqa: PLR0913 - one parameter per option
     data: DataOption = None,
     checkpoint: CheckpointOption = None,
     mmdet3d_config: Mmdet3dConfigOption = None,
+    device: DeviceOption = None,
     prune_flops: FlopsOption = None,
     prune_channels: ChannelsOption = None,
     prune_params: ParamsOption = None,
@@ -53,7 +55,7 @@ def export(  # noqa: PLR0913 - one parameter per option
     Exit codes: 0 done; 1 data, checkpoint, export or storage; 2 an option that cannot be honoured; 3 engines were
     required and could not be built.
     """
-    chosen = load_recipe(recipe, data=data, checkpoint=checkpoint, mmdet3d_config=mmdet3d_config)
+    chosen = load_recipe(recipe, data=data, checkpoint=checkpoint, mmdet3d_config=mmdet3d_config, device=device)
     chosen = with_budget(chosen, Budget(flops=prune_flops, channels=prune_channels, params=prune_params))
     chosen = with_engine(chosen, EngineChoice(precision=engine, sparsity=sparsity, target=target, build=build))
     from altermoma.workflow.oneshot import run

@@ -11,7 +11,7 @@ import typer
 from altermoma import recipe as recipes
 from altermoma.errors import RecipeError, UnsupportedError
 from altermoma.progress import say
-from altermoma.recipe import Precision, PruneRecipe, Recipe, Sparsity
+from altermoma.recipe import Device, Precision, PruneRecipe, Recipe, Sparsity
 
 RecipeOption = Annotated[
     Path | None,
@@ -63,6 +63,10 @@ TargetOption = Annotated[
     str | None,
     typer.Option("--target", metavar="NAME", help="Target profile of deploy/: generic, orin-jp62, thor-jp70, ..."),
 ]
+DeviceOption = Annotated[
+    Device | None,
+    typer.Option("--device", help="Where torch computes: auto (a GPU where torch has one), cpu or cuda."),
+]
 AT_FULL_SIZE = "recipe of a model at full size: no fine-tuning here; see docs/checkpoints.md"
 BudgetKind = Literal["flops", "channels", "params"]
 BuildOption = Annotated[
@@ -113,6 +117,7 @@ def load_recipe(
     data: Path | None = None,
     checkpoint: Path | None = None,
     mmdet3d_config: Path | None = None,
+    device: Device | None = None,
 ) -> Recipe:
     """The recipe of a command: the file or the defaults, with paths from the command line on top.
 
@@ -124,6 +129,8 @@ def load_recipe(
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, root=str(data)))
     if checkpoint is not None:
         recipe = dataclasses.replace(recipe, checkpoint=str(checkpoint))
+    if device is not None:
+        recipe = dataclasses.replace(recipe, compute=dataclasses.replace(recipe.compute, device=device))
     if mmdet3d_config is None:
         return recipe
     if path is None:

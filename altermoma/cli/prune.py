@@ -12,6 +12,7 @@ from altermoma.cli.options import (
     ChannelsOption,
     CheckpointOption,
     DataOption,
+    DeviceOption,
     FlopsOption,
     Mmdet3dConfigOption,
     ParamsOption,
@@ -28,6 +29,7 @@ def prune(  # noqa: PLR0913 - one parameter per option
     data: DataOption = None,
     checkpoint: CheckpointOption = None,
     mmdet3d_config: Mmdet3dConfigOption = None,
+    device: DeviceOption = None,
     prune_flops: FlopsOption = None,
     prune_channels: ChannelsOption = None,
     prune_params: ParamsOption = None,
@@ -36,7 +38,7 @@ def prune(  # noqa: PLR0913 - one parameter per option
 
     It is not fine-tuned: go on with `altermoma train --checkpoint FILE`.
     """
-    chosen = load_recipe(recipe, data=data, checkpoint=checkpoint, mmdet3d_config=mmdet3d_config)
+    chosen = load_recipe(recipe, data=data, checkpoint=checkpoint, mmdet3d_config=mmdet3d_config, device=device)
     chosen = with_budget(chosen, Budget(flops=prune_flops, channels=prune_channels, params=prune_params))
     from altermoma.workflow.single import prune_to_file
 

@@ -8,7 +8,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from altermoma.cli.options import CheckpointOption, DataOption, Mmdet3dConfigOption, RecipeOption, load_recipe
+from altermoma.cli.options import (
+    CheckpointOption,
+    DataOption,
+    DeviceOption,
+    Mmdet3dConfigOption,
+    RecipeOption,
+    load_recipe,
+)
 from altermoma.errors import RecipeError
 
 
@@ -21,6 +28,7 @@ def train(  # noqa: PLR0913 - one parameter per option
     data: DataOption = None,
     checkpoint: CheckpointOption = None,
     mmdet3d_config: Mmdet3dConfigOption = None,
+    device: DeviceOption = None,
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="Start with random weights instead of a checkpoint.")
     ] = False,
@@ -42,7 +50,7 @@ def train(  # noqa: PLR0913 - one parameter per option
             expected="random weights, or those of a file",
             remedy="leave one of them out; the recipe's `model` says what is trained from scratch",
         )
-    chosen = load_recipe(recipe, data=data, checkpoint=checkpoint, mmdet3d_config=mmdet3d_config)
+    chosen = load_recipe(recipe, data=data, checkpoint=checkpoint, mmdet3d_config=mmdet3d_config, device=device)
     training = chosen.finetune
     training = dataclasses.replace(
         training,

@@ -81,9 +81,10 @@ def detect(
     import torch
 
     from altermoma.models.batch import collate
+    from altermoma.models.devices import device_of
     from altermoma.models.modes import eval_mode
 
-    device = next(model.parameters()).device
+    device = device_of(model)
     firsts = range(start, len(dataset), batch_size)
     with eval_mode(model):
         for samples in track(prefetch(_groups(dataset, firsts)), "Detecting", total=len(firsts)):
@@ -98,9 +99,10 @@ def run_torch(model: FusionModel, geometry: Geometry) -> Run:
     import torch
 
     from altermoma.models.batch import collate
+    from altermoma.models.devices import device_of
     from altermoma.models.modes import eval_mode
 
-    device = next(model.parameters()).device
+    device = device_of(model)
 
     def run(inputs: dict[str, NDArray[np.generic]]) -> Arrays:
         with eval_mode(model), torch.inference_mode():

@@ -15,6 +15,7 @@ Sparsity = Literal["dense", "2:4"]
 Partition = Literal["camera", "lidar", "fusion"]
 StageName = Literal["camera", "view", "lidar", "fusion", "head"]
 HardwareLevel = Literal["none", "ampere_plus", "same_compute_capability"]
+Device = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +186,17 @@ class BenchRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ComputeRecipe:
+    """Where torch computes, and how: training, scores, pruning and evaluation. Exports are always traced on the CPU.
+
+    Attributes:
+        device: auto is a GPU where torch has one.
+    """
+
+    device: Device = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A whole run of `altermoma-export`."""
 
@@ -199,6 +211,7 @@ class Recipe:
     engine: EngineRecipe = field(default_factory=EngineRecipe)
     builder: BuilderRecipe = field(default_factory=BuilderRecipe)
     bench: BenchRecipe = field(default_factory=BenchRecipe)
+    compute: ComputeRecipe = field(default_factory=ComputeRecipe)
 
     def __post_init__(self) -> None:
         check_values(self)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from altermoma.data.dataset import Sample, prefetch
 from altermoma.errors import AltermomaError, DataError, RecipeError
 from altermoma.models.batch import collate
+from altermoma.models.devices import device_of
 from altermoma.models.fusion import FusionModel
 from altermoma.progress import track
 from altermoma.recipe import TrainRecipe
@@ -91,7 +92,7 @@ def detection_objective(recipe: TrainRecipe, teacher: Teacher | None = None) -> 
 
     def objective(model: FusionModel, samples: Sequence[Sample]) -> LossTerms:
         geometry = model.config.geometry
-        batch = collate([sample.inputs for sample in samples], geometry).to(next(model.parameters()).device)
+        batch = collate([sample.inputs for sample in samples], geometry).to(device_of(model))
         with captured_depth_logits(model) as logits, captured_maps(model) as maps:
             outputs = model(batch, masked=recipe.masked)
         terms = detection_loss(outputs, [sample.truth for sample in samples], geometry, costs=costs)
@@ -142,7 +143,9 @@ def train(  # noqa: PLR0913 - all but the first three are named where they are g
     weight_masks.on_weights(model)
     run = _Run.begin(model, dataset, recipe, folder, objective or detection_objective(recipe), weight_masks)
     resumed_from = run.done
-    with open_log(run.log, run.done) as stream, torch.random.fork_rng(devices=[]):
+    device = device_of(model)
+    random_devices = [device] if device.type == "cuda" else []
+    with open_log(run.log, run.done) as stream, torch.random.fork_rng(devices=random_devices):
         steps = range(run.done, recipe.steps)
         batches = (dataset.batch(step, batch_size=recipe.batch_size, seed=recipe.seed) for step in steps)
         for samples in track(prefetch(batches), "Training", total=len(steps)):

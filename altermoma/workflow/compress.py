@@ -20,7 +20,7 @@ def reference_batch(place: Workplace) -> FrameBatch:
     """The first validation frame: FLOPs are counted on it, and the bundle carries it."""
     from altermoma.models.batch import collate
 
-    return collate([place.val[0].inputs], place.geometry)
+    return collate([place.val[0].inputs], place.geometry).to(place.device)
 
 
 def prune_model(place: Workplace, folder: Path) -> dict[str, Any]:
@@ -60,8 +60,8 @@ def teacher_of(place: Workplace, pruned: Path) -> Teacher:
 
     return Teacher(
         model=dense,
-        fuser_channels=kept("fusion_layer.0.weight"),
-        head_channels=kept("bbox_head.shared_conv.weight"),
+        fuser_channels=kept("fusion_layer.0.weight").to(place.device),
+        head_channels=kept("bbox_head.shared_conv.weight").to(place.device),
     )
 
 

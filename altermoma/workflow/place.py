@@ -12,9 +12,12 @@ from altermoma.data.map_masks import MapMasks
 from altermoma.data.nuscenes import NuScenesReader
 from altermoma.errors import CheckpointError, DataError, RecipeError
 from altermoma.geometry import Geometry
+from altermoma.progress import say
 from altermoma.recipe import Recipe
 
 if TYPE_CHECKING:
+    import torch
+
     from altermoma.models.config import ModelConfig
     from altermoma.models.fusion import FusionModel
 
@@ -28,6 +31,10 @@ class Workplace:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self._prepared: dict[tuple[Geometry, MapShape | None], FrameDataset] = {}
+        if recipe.compute.device == "cuda":
+            from altermoma.models.devices import choose_device
+
+            choose_device("cuda")  # a GPU that is not there is said before any work
 
     @cached_property
     def root(self) -> Path:
@@ -121,11 +128,25 @@ class Workplace:
             masks=self.masks(self.map_shape),
         )
 
+    @cached_property
+    def device(self) -> torch.device:
+        """Where models of this run compute, said once."""
+        from altermoma.models.devices import choose_device, describe_device
+
+        chosen = choose_device(self.recipe.compute.device)
+        say(f"computing on {describe_device(chosen)}")
+        return chosen
+
     def dense_model(self) -> FusionModel:
+        """The dense model on the run's device."""
         return self.model(self.checkpoint)
 
     def model(self, checkpoint: Path) -> FusionModel:
-        """The recipe's preset with the weights, and so the widths, of a checkpoint; in eval mode."""
+        """The recipe's preset with the weights, and so the widths, of a checkpoint; in eval mode, on the device."""
+        return self.model_on_host(checkpoint).to(self.device)
+
+    def model_on_host(self, checkpoint: Path) -> FusionModel:
+        """The same in host memory, to be exported or timed there."""
         from altermoma.checkpoints.io import model_from_checkpoint
 
         return model_from_checkpoint(checkpoint, preset=self.recipe.model)

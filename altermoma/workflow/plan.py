@@ -60,7 +60,8 @@ def plan(place: Workplace) -> tuple[Step, ...]:
     source, model = data_inputs(place), model_inputs(place)
     target = {"export": parts["export"], "engine": parts["engine"], "name": recipe.name}
     # How far engines may be from torch is judged after all steps, on what they found.
-    baked = {name: value for name, value in parts.items() if name != "parity"}
+    # Where torch computed is no part of what is made.
+    baked = {name: value for name, value in parts.items() if name not in {"parity", "compute"}}
     steps = _Steps(place)
     return (
         Step(name="data", title="Data", inputs=source, needs=(), run=steps.data),
@@ -149,8 +150,9 @@ class _Steps:
     def export_dense(self, folder: Path, _: Records) -> Record:
         from altermoma.workflow.graphs import export_bundle
 
+        place = self._place
         return export_bundle(
-            self._place, self._place.dense_model(), ("fp32",), bundle_of(folder.parent, DENSE_EXPORT), {}
+            place, place.model_on_host(place.checkpoint), ("fp32",), bundle_of(folder.parent, DENSE_EXPORT), {}
         )
 
     def export(self, folder: Path, records: Records) -> Record:
@@ -158,7 +160,7 @@ class _Steps:
 
         pruned = records["prune"]
         widths = {"dense": pruned["widths_before"], "kept": pruned["widths_after"]}
-        model = self._place.model(_pruned(folder))
+        model = self._place.model_on_host(_pruned(folder))
         return export_bundle(
             self._place, model, precisions_of(self._place.recipe), bundle_of(folder.parent, EXPORT), widths
         )

@@ -88,7 +88,7 @@ def _seeded(place: Workplace) -> FusionModel:
     from altermoma.models.fusion import FusionModel
 
     torch.manual_seed(place.recipe.finetune.seed)
-    return FusionModel(place.config)
+    return FusionModel(place.config).to(place.device)
 
 
 def prune_to_file(recipe: Recipe, file: Path) -> Path:
@@ -111,12 +111,14 @@ def export_to_bundle(recipe: Recipe, folder: Path) -> Path:
     check_writable(folder)
     place = Workplace(recipe)
     with busy("Reading the tables"):
-        inputs = {"data": data_inputs(place), "recipe": recipe.to_dict(), **model_inputs(place)}
+        asked = {name: value for name, value in recipe.to_dict().items() if name != "compute"}
+        inputs = {"data": data_inputs(place), "recipe": asked, **model_inputs(place)}
 
     def export(work: Path) -> Record:
         from altermoma.workflow.graphs import export_bundle
 
-        return export_bundle(place, place.dense_model(), precisions_of(recipe), work / "bundle", {})
+        model = place.model_on_host(place.checkpoint)
+        return export_bundle(place, model, precisions_of(recipe), work / "bundle", {})
 
     with unfinished("export", "Export", inputs, export) as (work, _):
         copy_bundle(work / "bundle", folder)

@@ -28,7 +28,7 @@ def bench_variants(
 
     recipe = place.recipe.bench
     variants: dict[str, Variant] = {
-        name: pipeline_variant(torch_pipeline(place.model(path))) for name, path in torch_weights.items()
+        name: pipeline_variant(torch_pipeline(place.model_on_host(path))) for name, path in torch_weights.items()
     }
     for name, bundle in (("dense-onnxruntime-fp32", dense), ("onnxruntime-fp32", pruned)):
         pipeline = Pipeline.from_bundle(bundle, "onnxruntime", precision="fp32", threads=recipe.threads)

@@ -247,7 +247,8 @@ def test_odd_outputs_and_inputs_end_at_once(run: Run, tmp_path: Path, command: t
 @pytest.mark.parametrize(
     ("command", "found"),
     [
-        (("eval", "--bundle", "b", "--checkpoint", "x.safetensors"), "--bundle together with a checkpoint"),
+        (("eval", "--bundle", "b", "--checkpoint", "x.safetensors"), "--bundle together with x.safetensors"),
+        (("eval", "--bundle", "b", "--device", "cpu"), "--bundle together with cpu"),
         (("eval", "--engine", "fp16"), "fp16 without a bundle"),
         (("eval", "--backend", "tensorrt"), "tensorrt without a bundle"),
         (("train", "--out", "t", "--from-scratch", "--checkpoint", "x.safetensors"), "--from-scratch together with"),
