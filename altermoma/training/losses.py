@@ -13,7 +13,6 @@ from torch import Tensor
 
 from altermoma.frames import Boxes
 from altermoma.geometry import Geometry
-from altermoma.models.devices import device_of
 from altermoma.training.map_loss import map_term
 from altermoma.training.targets import FOCAL_ALPHA, FOCAL_GAMMA, MatchCosts, Matching, encode, heatmap_targets, match
 
@@ -172,10 +171,8 @@ def task_loss(
 ) -> Tensor:
     """Scalar loss L(mask; D) of the model on a batch, as the pruning indicators use it; the model's mode is kept.
 
-    The batch may lie in host memory: it is moved to the model, so that a GPU holds one batch at a time.
     With a map head it is the sum of both tasks' losses.
     """
-    batch = batch.to(device_of(model))
     outputs = model(batch, masked=masked)
     detection, ground = detection_loss(outputs, truths, model.config.geometry).total, map_term(outputs, batch)
     return detection if ground is None else detection + ground

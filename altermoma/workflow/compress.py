@@ -20,7 +20,7 @@ def reference_batch(place: Workplace) -> FrameBatch:
     """The first validation frame: FLOPs are counted on it, and the bundle carries it."""
     from altermoma.models.batch import collate
 
-    return collate([place.val[0].inputs], place.geometry).to(place.device)
+    return collate([place.val[0].inputs], place.geometry)
 
 
 def prune_model(place: Workplace, folder: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from altermoma.errors import RecipeError
-from altermoma.models.batch import FrameBatch, collate
+from altermoma.models.batch import collate
 from altermoma.models.config import ModelConfig
 from altermoma.models.devices import allow_tf32, choose_device, describe_device, device_of
 from altermoma.models.presets import build, config_of
@@ -122,31 +122,17 @@ def test_a_gpu_gives_what_the_cpu_gives(name: str) -> None:
         np.testing.assert_allclose(vars(found)[key].cpu().numpy(), value.numpy(), atol=1e-3, rtol=1e-3, err_msg=key)
 
 
-def test_the_recipe_s_device_reaches_models_and_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`.to` is called with the chosen device wherever something enters the computation."""
-    moved: dict[str, list[object]] = {"batch": [], "model": []}
-    plain_batch, plain_model = FrameBatch.to, nn.Module.to
+def test_models_go_to_the_recipe_s_device_unless_they_are_for_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[object] = []
+    plain = nn.Module.to
 
-    def batch_to(self: FrameBatch, device: object) -> FrameBatch:
-        moved["batch"].append(device)
-        return plain_batch(self, device)  # type: ignore[arg-type]
+    def to(self: nn.Module, device: object) -> nn.Module:
+        moved.append(device)
+        return plain(self, device)  # type: ignore[arg-type]
 
-    def model_to(self: nn.Module, device: object) -> nn.Module:
-        moved["model"].append(device)
-        return plain_model(self, device)  # type: ignore[arg-type]
-
-    from altermoma.workflow import compress
-
-    class Place(Workplace):
-        @property
-        def val(self) -> list[object]:  # type: ignore[override]
-            return [type("Frame", (), {"inputs": random_inputs(self.geometry)})()]
-
-    monkeypatch.setattr(FrameBatch, "to", batch_to)
-    monkeypatch.setattr(nn.Module, "to", model_to)
-    place = Place(dataclasses.replace(Recipe(), compute=ComputeRecipe(device="cpu")))
-    compress.reference_batch(place)
-    place.dense_model()
-    assert moved == {"batch": [place.device], "model": [place.device]}
+    monkeypatch.setattr(nn.Module, "to", to)
+    place = Workplace(dataclasses.replace(Recipe(), compute=ComputeRecipe(device="cpu")))
     place.model_on_host(place.checkpoint)
-    assert len(moved["model"]) == 1
+    assert not moved
+    place.dense_model()
+    assert moved == [place.device]
