@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import altermoma
-from altermoma.cli import bench, build, convert, data, evaluate, export, prune, report, train
+from altermoma.cli import bench, build, convert, data, evaluate, export, lint, prune, report, train
 from altermoma.cli.console import new_app, run_app
 
 app = new_app(
@@ -35,6 +35,7 @@ app.command("train")(train.train)
 app.command("convert")(convert.convert)
 app.command("prune")(prune.prune)
 app.command("export")(export.export)
+app.command("lint")(lint.lint)
 app.command("build")(build.build)
 app.command("bench")(bench.bench)
 app.command("eval")(evaluate.evaluate)

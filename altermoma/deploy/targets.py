@@ -14,6 +14,16 @@ from altermoma import toml
 from altermoma.errors import RecipeError
 from altermoma.recipe import BuilderRecipe, Recipe, from_dict
 
+_SINCE: dict[str, tuple[int, int]] = {
+    "optimization_level": (8, 6),
+    "tactic_dram_mib": (8, 6),
+    "version_compatible": (8, 6),
+    "hardware_compatible": (8, 6),
+    "tactic_shared_kib": (10, 0),
+    "strip": (10, 0),
+}
+"""First TensorRT version that knows a builder option."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
@@ -62,6 +72,31 @@ class Target:
                 f"target {self.name} does not offer {precision}", expected="one of " + ", ".join(self.precisions)
             )
         return self.channel_step[precision]
+
+    def require_builder(self, builder: BuilderRecipe) -> None:
+        """Builder options that cannot be honoured there end a run before its work, not on the vehicle.
+
+        Raises:
+            RecipeError: names the option and the target.
+        """
+        version = self.tensorrt_version[:2]
+        faults = [
+            f"builder.{key} needs TensorRT {'.'.join(map(str, since))}"
+            for key, since in _SINCE.items()
+            if getattr(builder, key) != getattr(BuilderRecipe(), key) and version < since
+        ]
+        if builder.hardware_compatible == "same_compute_capability" and version < (10, 9):
+            faults.append("builder.hardware_compatible = 'same_compute_capability' needs TensorRT 10.9")
+        if builder.dla_stages and builder.dla_core >= self.dla_cores:
+            faults.append(f"builder.dla_stages needs DLA core {builder.dla_core}, of {self.dla_cores}")
+        if builder.version_compatible and self.platform == "drive":
+            faults.append("builder.version_compatible is not supported on DRIVE")
+        if faults:
+            raise RecipeError(
+                f"target {self.name} (TensorRT {self.tensorrt}) cannot do what is asked: {'; '.join(faults)}",
+                expected="builder options of that machine",
+                remedy="leave these keys out of [builder], or choose another target",
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, for the manifest."""

@@ -81,6 +81,7 @@ def lint(model: onnx.ModelProto, trt_version: str, stage: str = "") -> list[Find
     """
     from altermoma.export.lint_rules import RULES
 
+    model = _named(model)
     subject = Subject(
         model=model,
         stage=stage or model.graph.name,
@@ -94,6 +95,17 @@ def lint(model: onnx.ModelProto, trt_version: str, stage: str = "") -> list[Find
     findings += [f for node in model.graph.node for f in _operator_findings(subject, node)]
     findings += [f for node in model.graph.node for rule in RULES for f in rule(subject, node)]
     return sorted(findings, key=lambda finding: finding.severity)
+
+
+def _named(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model itself where every node has a name; else a copy in which those without are called by their output."""
+    if all(node.name for node in model.graph.node):
+        return model
+    named = onnx.ModelProto()
+    named.CopyFrom(model)
+    for node in named.graph.node:
+        node.name = node.name or f"{node.op_type} ({', '.join(node.output)})"
+    return named
 
 
 def raise_on_errors(findings: Iterable[Finding]) -> None:

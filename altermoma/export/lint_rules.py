@@ -117,7 +117,7 @@ def quantisation(subject: Subject, node: onnx.NodeProto) -> Iterator[Finding]:
         if subject.version < (10, 0) or len(node.input) > 2:
             message = "no constant zero point"
             yield subject.finding("error", "zero-point", node.name, message, "give an int8 zero point of 0")
-    elif zero.dtype != np.int8 or np.any(zero):
+    elif not (zero.dtype == np.int8 or zero.dtype.name.startswith("float8")) or np.any(zero):
         message = f"zero point {zero.dtype} {zero.reshape(-1)[:3].tolist()}"
         remedy = "use signed int8 with zero point 0 (unsigned activations are for ONNX Runtime only)"
         yield subject.finding("error", "zero-point", node.name, message, remedy)
@@ -141,6 +141,13 @@ def einsum(subject: Subject, node: onnx.NodeProto) -> Iterator[Finding]:
     if any("." in term or len(set(term)) != len(term) for term in terms):
         message = "Einsum with an ellipsis or a diagonal"
         yield subject.finding("error", "einsum", node.name, message, "write it with Transpose and MatMul")
+
+
+def group_normalization(subject: Subject, node: onnx.NodeProto) -> Iterator[Finding]:
+    """Operator set 21 made scale and bias one per channel instead of one per group."""
+    if node.op_type == "GroupNormalization" and subject.opset >= 21 and subject.version < (10, 9):
+        message = "GroupNormalization of operator set 21 is understood from 10.9 on"
+        yield subject.finding("error", "group-norm", node.name, message, "export with opset 17, which decomposes it")
 
 
 def extra_outputs(subject: Subject, node: onnx.NodeProto) -> Iterator[Finding]:
@@ -215,5 +222,5 @@ def int64_constants(subject: Subject, node: onnx.NodeProto) -> Iterator[Finding]
 
 RULES: tuple[Rule, ...] = (
     grid_sample, scatter_reduction, reduce_axes, top_k, arg_max, constant_inputs, quantisation, int8_gather, einsum,
-    extra_outputs, pooling_dilations, resize, where_ranks, tensor_types, int64_constants,
+    group_normalization, extra_outputs, pooling_dilations, resize, where_ranks, tensor_types, int64_constants,
 )  # fmt: skip

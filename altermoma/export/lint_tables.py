@@ -55,6 +55,15 @@ IRREGULAR: dict[str, str] = {
 }
 """Operators with results of unknown size, or with control flow: one stage's shapes must follow from its inputs'."""
 
+_DLA = """
+    Add AveragePool BatchNormalization Clip Concat Constant Conv ConvTranspose Flatten Gemm Identity LeakyRelu LRN
+    MatMul Max MaxPool Min Mul PRelu Relu Reshape Resize Sigmoid Slice Softmax Split Squeeze Sub Tanh Transpose
+    Unsqueeze Upsample
+"""
+DLA_OPERATORS = frozenset(_DLA.split())
+"""What Orin's accelerator runs by itself with TensorRT 8.5 and 8.6 (NVIDIA/Deep-Learning-Accelerator-SW, operators),
+within limits of its own on sizes and attributes. Matrix products want a constant second factor."""
+
 
 def supported_operators(version: Version) -> frozenset[str]:
     """Standard operators that the parser of this TensorRT version imports."""

@@ -9,6 +9,7 @@ from altermoma.deploy.bundle import BundleContent, StageGraph, library_versions,
 from altermoma.deploy.manifest import STAGES, AxisRange, TensorSpec
 from altermoma.deploy.reference import Reference
 from altermoma.deploy.targets import load_target
+from altermoma.deploy.tensorrt_config import settled
 from altermoma.export.export_model import ExportResult, export_model
 from altermoma.export.parity import Parity
 from altermoma.frames import CLASS_NAMES, Frame
@@ -47,6 +48,7 @@ def export_bundle(
     """
     recipe, geometry = place.recipe, model.config.geometry
     target = load_target(recipe.engine.target)
+    target.require_builder(settled(target.builder, recipe.builder))
     frame = frame or place.reader.read(place.val.tokens[0])
     inputs = FramePreparer(geometry).prepare(frame)
     results = {

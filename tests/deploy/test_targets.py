@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from tensorrt_double import VERSIONS
 
 from altermoma.deploy.targets import load_target, read_target, target_names
 from altermoma.errors import RecipeError
@@ -23,6 +24,7 @@ SHIPPED = {
     "orin-jp62": ("10.3.0", "8.7"),
     "orin-jp72": ("10.16.2", "8.7"),
     "thor-jp70": ("10.13.3", "11.0"),
+    "thor-jp72": ("10.16.2", "11.0"),
     "thor-trt11": ("11.0.1", "11.0"),
     "drive-os6": ("8.6.11", "8.7"),
     "drive-os7": ("10.10.10", ""),
@@ -47,6 +49,16 @@ def test_every_profile_is_consistent() -> None:
         if target.tensorrt_version >= (10, 8):
             assert target.dla_cores == 0, "10.7 was the last standard release with DLA"
         assert json.loads(json.dumps(target.to_dict()))["tensorrt"] == target.tensorrt
+
+
+@pytest.mark.skipif(not VERSIONS, reason="no TensorRT API files beside the checkout")
+def test_every_version_lies_among_those_whose_names_are_known() -> None:
+    """So that what the builder calls there was held against a release before it and one after it."""
+    known = sorted(tuple(int(part) for part in version.split(".")[:2]) for version in VERSIONS)
+    for name in target_names():
+        version = load_target(name).tensorrt_version[:2]
+        assert known[0] <= version <= known[-1], name
+        assert any(major == version[0] for major, _ in known), name
 
 
 def test_unknown_target_names_the_nearest() -> None:
