@@ -10,8 +10,10 @@ import numba
 Kernel = TypeVar("Kernel", bound=Callable[..., object])
 
 
-def compiled(signature: str) -> Callable[[Kernel], Kernel]:
+def compiled(signature: str, *, reorder: bool = False) -> Callable[[Kernel], Kernel]:
     """Compiles a function for one signature, on one thread and without the interpreter's lock.
+
+    With `reorder`, sums of floats may be taken in any order, several at a time; numbers must be finite.
 
     The machine code is kept beside the module, else (a read-only installation) in the user's cache folder; the
     variable NUMBA_CACHE_DIR names another. Where none can be written, every process compiles anew.
@@ -19,7 +21,14 @@ def compiled(signature: str) -> Callable[[Kernel], Kernel]:
 
     def compile_now(function: Kernel) -> Kernel:
         def just_in_time(*, cache: bool) -> Any:
-            return numba.njit(signature, cache=cache, nogil=True, error_model="numpy", boundscheck=False)(function)
+            return numba.njit(
+                signature,
+                cache=cache,
+                nogil=True,
+                error_model="numpy",
+                boundscheck=False,
+                fastmath={"reassoc", "nnan", "ninf", "nsz"} if reorder else False,
+            )(function)
 
         try:
             kernel = just_in_time(cache=True)
