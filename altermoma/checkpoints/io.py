@@ -19,6 +19,7 @@ from altermoma.models.config import ModelConfig
 from altermoma.models.fusion import FusionModel
 from altermoma.models.presets import config_of
 from altermoma.models.record import from_record, to_record
+from altermoma.pruning.two_four import claimed_masks
 from altermoma.storage import write_bytes
 
 FORMAT = "altermoma-checkpoint-1"
@@ -126,6 +127,7 @@ def model_from_checkpoint(path: Path, *, preset: str | None = None) -> FusionMod
             expected=f"a {preset}",
             remedy=f'set model = "{found}" in the recipe or name another checkpoint',
         )
+    claimed_masks(state, metadata.get("sparsity"), path.name)
     model = FusionModel(_config(metadata))
     load_pruned(model, state, source=path.name)
     return model.eval()
