@@ -148,7 +148,7 @@ def _plan(model: nn.Module, recipe: PruneRecipe, frame: FrameBatch) -> _Plan:
     options = SelectionOptions(
         amount=recipe.amount,
         step=recipe.channel_step,
-        lidar_step=recipe.lidar_channel_step,
+        lidar_step=recipe.lidar_channel_step or None,
         floor=recipe.min_channels,
         method=recipe.selection,
     )

@@ -73,9 +73,7 @@ def find_orders(
         found = search(columns, unit=unit, work=work)
         orders[group.name] = torch.from_numpy(np.array(found.order, np.int64))
         gains.append(
-            GroupGain(
-                group=group.name, width=group.width, entries=columns.size, before=found.before, after=found.after
-            )
+            GroupGain(group=group.name, width=group.width, entries=columns.size, before=found.before, after=found.after)
         )
     return orders, tuple(gains)
 
@@ -101,9 +99,7 @@ def _readers(group: ChannelGroup, sizes: Mapping[str, Tensor], dims: Mapping[str
     return np.ascontiguousarray(np.concatenate(found[unit], axis=1)), unit
 
 
-def permuted_state(
-    state: Mapping[str, Tensor], groups: Sequence[ChannelGroup], orders: Orders
-) -> dict[str, Tensor]:
+def permuted_state(state: Mapping[str, Tensor], groups: Sequence[ChannelGroup], orders: Orders) -> dict[str, Tensor]:
     """State dict with the channels in the given orders; untouched tensors are shared.
 
     Raises:

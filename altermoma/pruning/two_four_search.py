@@ -7,6 +7,8 @@ shake a few columns and go on, as long as the work that was granted lasts. Work 
 seconds: the same order comes out whatever else the machine does.
 """
 
+# ruff: noqa: PLW3301 - a maximum of two is one vector instruction, of three it is a branch per number.
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from altermoma.errors import PruningError
-from altermoma.ops.compiled import compiled
+from altermoma.ops.compiled import compiled, inlined
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
@@ -74,21 +76,33 @@ def kept_sum(columns_cr: F32, order_c: I64) -> float:
     return total
 
 
+@inlined
+def _compare_pairs(columns_cr: F32, eight: I64, begin: int, high_pr: F32, low_pr: F32) -> int:
+    """Larger and smaller of every two of eight columns, for the block of rows from `begin` on; how many rows it has."""
+    count = min(high_pr.shape[1], columns_cr.shape[1] - begin)
+    pair = 0
+    for first in range(8):
+        a = columns_cr[eight[first], begin : begin + count]
+        for second in range(first + 1, 8):
+            b = columns_cr[eight[second], begin : begin + count]
+            larger, smaller = high_pr[pair], low_pr[pair]
+            for row in range(count):
+                larger[row], smaller[row] = max(a[row], b[row]), min(a[row], b[row])
+            pair += 1
+    return count
+
+
 @compiled(
-    "void(float32[:, ::1], int64[::1], int64[:, ::1], int64[:, ::1], boolean[::1], float32[:, ::1], int64[:, ::1])",
-    reorder=True,
+    "void(float32[:, ::1], int64[::1], int64[:, ::1], boolean[::1], float32[:, ::1], int64[:, ::1])", reorder=True
 )
-def _survey(
-    columns_cr: F32, order_c: I64, pairs_n2: I64, ways_p4: I64, moved_g: Flags, gains_gg: F32, best_gg: I64
-) -> None:
+def _survey(columns_cr: F32, order_c: I64, ways_p4: I64, moved_g: Flags, gains_gg: F32, best_gg: I64) -> None:
     """For every two fours of which one has moved: the best way to part their columns, and its gain.
 
     Larger and smaller of all 28 pairs are computed once per block of rows; a four is two pairs.
     """
     groups, rows = len(order_c) // 4, columns_cr.shape[1]
-    sums = np.empty(len(ways_p4), np.float32)
-    eight = np.empty(8, np.int64)
-    high, low = np.empty((len(pairs_n2), 128), np.float32), np.empty((len(pairs_n2), 128), np.float32)
+    sums, eight = np.empty(len(ways_p4), np.float32), np.empty(8, np.int64)
+    high, low = np.empty((28, 128), np.float32), np.empty((28, 128), np.float32)
     for i in range(groups):
         for j in range(i + 1, groups):
             if not (moved_g[i] or moved_g[j]):
@@ -97,20 +111,16 @@ def _survey(
                 eight[k], eight[4 + k] = order_c[4 * i + k], order_c[4 * j + k]
             sums[:] = 0.0
             for begin in range(0, rows, 128):
-                count = min(128, rows - begin)
-                for pair in range(len(pairs_n2)):
-                    a = columns_cr[eight[pairs_n2[pair, 0]], begin : begin + count]
-                    b = columns_cr[eight[pairs_n2[pair, 1]], begin : begin + count]
-                    larger, smaller = high[pair], low[pair]
-                    for row in range(count):
-                        larger[row], smaller[row] = max(a[row], b[row]), min(a[row], b[row])
+                count = _compare_pairs(columns_cr, eight, begin, high, low)
                 for way in range(len(ways_p4)):
-                    h0, l0, h1, l1 = high[ways_p4[way, 0]], low[ways_p4[way, 0]], high[ways_p4[way, 1]], low[ways_p4[way, 1]]
-                    h2, l2, h3, l3 = high[ways_p4[way, 2]], low[ways_p4[way, 2]], high[ways_p4[way, 3]], low[ways_p4[way, 3]]
+                    p, q, r, s = ways_p4[way, 0], ways_p4[way, 1], ways_p4[way, 2], ways_p4[way, 3]
+                    h0, l0, h1, l1 = high[p], low[p], high[q], low[q]
+                    h2, l2, h3, l3 = high[r], low[r], high[s], low[s]
                     part = np.float32(0.0)
                     for row in range(count):
-                        part += max(h0[row], h1[row]) + max(min(h0[row], h1[row]), max(l0[row], l1[row]))
-                        part += max(h2[row], h3[row]) + max(min(h2[row], h3[row]), max(l2[row], l3[row]))
+                        one = max(h0[row], h1[row]) + max(min(h0[row], h1[row]), max(l0[row], l1[row]))
+                        other = max(h2[row], h3[row]) + max(min(h2[row], h3[row]), max(l2[row], l3[row]))
+                        part += one + other
                     sums[way] += part
             way = np.argmax(sums)
             gains_gg[i, j], best_gg[i, j] = sums[way] - sums[0], way
@@ -146,7 +156,9 @@ def search(columns_cr: F32, *, unit: int = 1, work: int = WORK, seed: int = 0) -
     """
     entries = len(columns_cr)
     if unit not in (1, 2) or entries % FOUR:
-        raise PruningError(f"{entries} entries of {unit} per channel", expected="a multiple of 4, and 1 or 2 per channel")
+        raise PruningError(
+            f"{entries} entries of {unit} per channel", expected="a multiple of 4, and 1 or 2 per channel"
+        )
     whole, identity = float(columns_cr.sum(dtype=np.float64)), np.arange(entries)
     before = kept_sum(columns_cr, identity)
     if entries == FOUR or whole == 0.0:
@@ -192,7 +204,7 @@ class _Search:
         self._columns = columns_cr
         self._unit = unit
         self._partings = partings(unit)
-        self._pairs, self._ways = np.asarray(_PAIRS, np.int64), _as_pairs(self._partings)
+        self._ways = _as_pairs(self._partings)
         self._least = _TINY * float(columns_cr.sum(dtype=np.float64))
         self._work = work
         self.spent = 0
@@ -216,7 +228,7 @@ class _Search:
             if self.spent and self.spent + cost > self._work:
                 break
             self.spent += cost
-            _survey(self._columns, order, self._pairs, self._ways, moved, gains, best)
+            _survey(self._columns, order, self._ways, moved, gains, best)
             moved = self._regroup(order, gains, best)
         return order
 

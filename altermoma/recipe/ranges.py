@@ -40,7 +40,7 @@ RANGES: dict[str, dict[str, Range]] = {
     "prune": {
         "amount": _PART,
         "channel_step": _NATURAL,
-        "lidar_channel_step": _COUNT,
+        "lidar_channel_step": _NATURAL,
         "min_channels": _COUNT,
         "alpha": _ANY,
         "beta": _ANY,

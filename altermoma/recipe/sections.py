@@ -42,8 +42,9 @@ class PruneRecipe:
 
     Attributes:
         channel_step: widths of dense layers are multiples of this: below, convolution kernels pad instead. 0 takes
-            the step of the engine's target and precision (deploy/<target>/target.toml).
-        lidar_channel_step: the same for the sparse encoder, whose gathered rows are rows of matrices.
+            the step of the engine's target and precision (deploy/<target>/target.toml), for 2:4 at least 16.
+        lidar_channel_step: the same for the sparse encoder, whose gathered rows are rows of matrices; 0 is 8, or 16
+            for 2:4.
         min_channels: least width, rounded up to the step.
         score_batches: for the contribution. Here and in the next three, 0 goes by the size of the model: 8, 8 and 4
             batches of 2 frames, or 2, 2 and 1 of a single one where pictures have more than 100 000 pixels
@@ -51,13 +52,16 @@ class PruneRecipe:
         reactivation_batches: gradient steps of the reactivation.
         reri_batches: for the redundancy, the last of the reactivation's.
         batch_size: frames of each.
+        two_four_rule: how wide a layer must be to become 2:4, where the engine's sparsity is that
+            (altermoma/pruning/two_four_rules.py).
+        two_four_permute: reorder channels first, so that 2:4 keeps more magnitude.
     """
 
     budget: Literal["flops", "channels", "params"] = "flops"
     amount: float = 0.3
     scope: tuple[Partition, ...] = ("camera", "lidar", "fusion")
     channel_step: int = 0
-    lidar_channel_step: int = 8
+    lidar_channel_step: int = 0
     min_channels: int = 8
     alpha: float = 1.0
     beta: float = 1.0
@@ -68,6 +72,8 @@ class PruneRecipe:
     batch_size: int = 0
     aggregation: Literal["channel", "element"] = "channel"
     selection: Literal["threshold", "greedy"] = "threshold"
+    two_four_rule: Literal["pattern", "aligned", "wide"] = "aligned"
+    two_four_permute: bool = True
     seed: int = 0
 
 
@@ -135,6 +141,12 @@ class ParityRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineRecipe:
+    """What engines compute in.
+
+    Attributes:
+        sparsity: "2:4" prunes single weights too, after channels: of four input channels two stay ([prune] two_four_*).
+    """
+
     precision: Precision = "fp16"
     sparsity: Sparsity = "dense"
     target: str = "generic"

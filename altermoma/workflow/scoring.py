@@ -15,12 +15,15 @@ from altermoma.deploy.targets import load_target
 from altermoma.frames import Boxes
 from altermoma.geometry import Geometry
 from altermoma.progress import say
+from altermoma.pruning.two_four_rules import CHANNEL_STEP
 from altermoma.recipe import Recipe
 from altermoma.workflow.place import Workplace
 
 if TYPE_CHECKING:
     from altermoma.models.batch import FrameBatch
 
+LIDAR_STEP = 8
+"""Widths of the sparse encoder are multiples of this where the recipe leaves it open: gathered rows are short."""
 FULL_SIZE_PIXELS = 100_000
 """Pixels of one picture from which a model counts as one of full size (256 x 704 are 180 224)."""
 
@@ -32,12 +35,16 @@ FULL = {"score_batches": 2, "reactivation_batches": 2, "reri_batches": 1, "batch
 def with_open_keys_filled(recipe: Recipe) -> Recipe:
     """The recipe with what its [prune] leaves open, and prints what that is.
 
-    The channel step is that of target and precision, batches and their size go by the size of the model.
+    The channel steps are those of target and precision, and keep layers eligible for 2:4 where that is asked for;
+    batches and their size go by the size of the model.
     """
     prune = recipe.prune
     filled: dict[str, int] = {}
+    least = CHANNEL_STEP if recipe.engine.sparsity == "2:4" else 1
     if not prune.channel_step:
-        filled["channel_step"] = load_target(recipe.engine.target).step(recipe.engine.precision)
+        filled["channel_step"] = max(load_target(recipe.engine.target).step(recipe.engine.precision), least)
+    if not prune.lidar_channel_step:
+        filled["lidar_channel_step"] = max(LIDAR_STEP, least)
     if not all(getattr(prune, key) for key in SMALL):
         image = Workplace(recipe).geometry.image
         sizes = FULL if image.height * image.width >= FULL_SIZE_PIXELS else SMALL

@@ -36,7 +36,8 @@ def test_batches_go_by_the_size_of_the_model(
 
 
 def test_what_the_recipe_says_wins(capsys: pytest.CaptureFixture[str]) -> None:
-    full = PruneRecipe(channel_step=4, score_batches=1, reactivation_batches=1, reri_batches=1, batch_size=1)
+    sizes = {"score_batches": 1, "reactivation_batches": 1, "reri_batches": 1, "batch_size": 1}
+    full = PruneRecipe(channel_step=4, lidar_channel_step=4, **sizes)
     recipe = Recipe(prune=full, engine=EngineRecipe(target="orin-jp62"))
     assert with_open_keys_filled(recipe) == recipe
     assert capsys.readouterr().err == ""
