@@ -104,8 +104,7 @@ def best_two(importance: Tensor, dim: int) -> Tensor:
     size = importance.shape[dim]
     if size % FOUR:
         raise PruningError(f"{size} input channels", expected="a multiple of 4 for 2:4 sparsity")
-    fours = importance.movedim(dim, -1).unflatten(-1, (-1, FOUR))
-    ranks = fours.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    ranks = _fours(importance, dim).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
     return (ranks < 2).flatten(-2).movedim(-1, dim)
 
 
@@ -113,8 +112,13 @@ def holds(weight: Tensor, dim: int) -> bool:
     """Whether no four along `dim` has more than two weights."""
     if weight.shape[dim] % FOUR:
         return False
-    fours = (weight != 0).movedim(dim, -1).unflatten(-1, (-1, FOUR))
-    return bool((fours.sum(dim=-1) <= 2).all())
+    return bool((_fours(weight != 0, dim).sum(dim=-1) <= 2).all())
+
+
+def _fours(tensor: Tensor, dim: int) -> Tensor:
+    """`dim` last and parted into fours."""
+    rows = tensor.movedim(dim, -1)
+    return rows.reshape(*rows.shape[:-1], -1, FOUR)
 
 
 def two_four_masks(model: nn.Module, rule: WidthRule, importance: Mapping[str, Tensor] | None = None) -> Masks:

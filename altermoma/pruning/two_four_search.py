@@ -60,9 +60,9 @@ def _as_pairs(partings_p8: I64) -> I64:
 
 
 @compiled("float64(float32[:, ::1], int64[::1])", reorder=True)
-def kept_sum(columns_cr: F32, order_c: I64) -> float:
+def kept_sum(columns_cr: F32, order_c: I64) -> np.float64:
     """What stays of the columns in this order: the two largest of each row's consecutive four, summed."""
-    total = 0.0
+    total = np.float64(0.0)
     for first in range(0, len(order_c), 4):
         a, b = columns_cr[order_c[first]], columns_cr[order_c[first + 1]]
         c, d = columns_cr[order_c[first + 2]], columns_cr[order_c[first + 3]]
@@ -122,8 +122,8 @@ def _survey(columns_cr: F32, order_c: I64, ways_p4: I64, moved_g: Flags, gains_g
                         other = max(h2[row], h3[row]) + max(min(h2[row], h3[row]), max(l2[row], l3[row]))
                         part += one + other
                     sums[way] += part
-            way = np.argmax(sums)
-            gains_gg[i, j], best_gg[i, j] = sums[way] - sums[0], way
+            found = np.argmax(sums)
+            gains_gg[i, j], best_gg[i, j] = sums[found] - sums[0], found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +160,7 @@ def search(columns_cr: F32, *, unit: int = 1, work: int = WORK, seed: int = 0) -
             f"{entries} entries of {unit} per channel", expected="a multiple of 4, and 1 or 2 per channel"
         )
     whole, identity = float(columns_cr.sum(dtype=np.float64)), np.arange(entries)
-    before = kept_sum(columns_cr, identity)
+    before = float(kept_sum(columns_cr, identity))
     if entries == FOUR or whole == 0.0:
         share = before / whole if whole else 1.0
         return Found(order=identity[::unit] // unit, before=share, after=share, work=0)
@@ -168,7 +168,7 @@ def search(columns_cr: F32, *, unit: int = 1, work: int = WORK, seed: int = 0) -
     state = _Search(_sampled(columns_cr, unit, work, rng), unit, work)
     starts = [state.descend(start) for start in (identity, _dealt(columns_cr, unit))]
     order = state.shaken(max(starts, key=state.kept), rng)
-    after = kept_sum(columns_cr, order)
+    after = float(kept_sum(columns_cr, order))
     if after <= before:
         order, after = identity, before
     return Found(order=order[::unit] // unit, before=before / whole, after=after / whole, work=state.spent)
@@ -210,7 +210,7 @@ class _Search:
         self.spent = 0
 
     def kept(self, order_c: I64) -> float:
-        return kept_sum(self._columns, order_c)
+        return float(kept_sum(self._columns, order_c))
 
     def descend(self, order_c: I64, moved_g: Flags | None = None) -> I64:
         """The order after all regroupings that gain; of those that overlap, the largest gain goes first.
