@@ -104,36 +104,39 @@ def list_cells(masks: U64, height: int, cells_3n: I32) -> None:
                     row += 1
 
 
-@compiled("void(int32[:, ::1], uint64[:, ::1], int64[::1], int32[::1], int32[:, ::1])")
-def sort_rows(cells_3n: I32, masks: U64, counts_4: I64, ranks_n1: I32, sorted_3n: I32) -> None:
-    """Sorts rows by where their 3 x 3 x 3 neighbourhood is occupied: 1 below, 2 above, 3 both, 0 neither.
+@compiled("void(int32[:, ::1], uint64[:, ::1], int64[::1], int32[::1])")
+def count_kinds(cells_3n: I32, masks: U64, counts_4: I64, kinds_n: I32) -> None:
+    """Tells where the 3 x 3 x 3 neighbourhood of each row is occupied: 1 below, 2 above, 3 both, 0 neither.
 
-    Writes how many rows are of each kind, the place of every row (and that of "none", behind the last) and the cells in
-    the new order. A kind without rows leaves one place free, if there are rows at all.
+    Writes the kind of every row, and how many rows are of each kind.
     """
-    rows = cells_3n.shape[1]
     counts_4[:] = 0
-    for row in range(rows):
+    for row in range(cells_3n.shape[1]):
         x, y, z = np.int64(cells_3n[0, row]), np.int64(cells_3n[1, row]), np.int64(cells_3n[2, row])
         seen = np.uint64(0)
         for i in range(x, x + 3):
             for j in range(y, y + 3):
                 seen |= masks[i, j] >> np.uint64(z)
         kind = np.int64(seen & np.uint64(1)) + 2 * np.int64((seen >> np.uint64(2)) & np.uint64(1))
-        ranks_n1[row] = kind
+        kinds_n[row] = kind
         counts_4[kind] += 1
-    places = np.zeros(4, np.int64)
-    end = 0
-    for segment in range(4):
-        places[segment] = end
-        end += int(max(counts_4[segment], min(rows, 1)))
+
+
+@compiled("void(int32[:, ::1], int32[::1], int64[::1], int32[::1], int32[:, ::1])")
+def place_rows(cells_3n: I32, kinds_n: I32, begins_5: I64, ranks_n1: I32, sorted_3n: I32) -> None:
+    """Lays out rows by kind, each kind from its own begin on; inside of a kind they keep their order.
+
+    Writes the place of every row (and that of "none", behind the last kind) and the cells in the new order.
+    """
+    rows = cells_3n.shape[1]
+    places = begins_5.copy()
     for row in range(rows):
-        place = places[ranks_n1[row]]
-        places[ranks_n1[row]] += 1
+        place = places[kinds_n[row]]
+        places[kinds_n[row]] += 1
         ranks_n1[row] = place
         for axis in range(3):
             sorted_3n[axis, place] = cells_3n[axis, row]
-    ranks_n1[rows] = end
+    ranks_n1[rows] = begins_5[4]
 
 
 @compiled("void(uint64[:, ::1], int32[:, ::1], int32[::1], int64[:, ::1], int32[:, :], int32[:, ::1])")

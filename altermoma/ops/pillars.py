@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from altermoma.geometry import Geometry
 from altermoma.ops import point_kernels as kernels
+from altermoma.ops.padding import Padding
 from altermoma.ops.pillar_kernels import fill_pillars
 
 DECORATIONS = 5
@@ -38,14 +39,28 @@ class Pillars:
     bev_table_m1: NDArray[np.int32]
     dropped: int
 
-    def inputs(self) -> dict[str, NDArray[np.generic]]:
-        """By graph input name."""
+    def inputs(self, padding: Padding | None = None) -> dict[str, NDArray[np.generic]]:
+        """By graph input name; pillars that `padding` adds consist of the first row, and no cell names them."""
+        if padding is None or not len(self.pillar_table_nt):
+            rows, pillars = len(self.points_rc), len(self.pillar_table_nt)
+        else:
+            rows = padding.size("points", len(self.points_rc))
+            pillars = padding.size("pillar_table", len(self.pillar_table_nt))
+        none = len(self.pillar_table_nt)
         return {
-            "points": self.points_rc,
-            "point_pillar": self.point_pillar_r,
-            "pillar_table": self.pillar_table_nt,
-            "bev_table": self.bev_table_m1,
+            "points": _lengthened(self.points_rc, rows),
+            "point_pillar": _lengthened(self.point_pillar_r, rows),
+            "pillar_table": _lengthened(self.pillar_table_nt, pillars),
+            "bev_table": np.where(self.bev_table_m1 == none, np.int32(pillars), self.bev_table_m1)
+            if pillars > none
+            else self.bev_table_m1,
         }
+
+
+def _lengthened(array: NDArray[np.generic], rows: int) -> NDArray[np.generic]:
+    """With zeros behind the last row."""
+    missing = rows - len(array)
+    return np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)]) if missing else array
 
 
 class PillarBuilder:

@@ -18,6 +18,7 @@ from altermoma.frames import Calibration
 from altermoma.geometry import Geometry
 from altermoma.ops import point_kernels as kernels
 from altermoma.ops.images import image_warp
+from altermoma.ops.padding import Padding, Unpadded
 
 
 def pixel_rays(
@@ -54,7 +55,10 @@ def pixel_rays(
 
 
 def build_pooling_tables(
-    calibration: Calibration, geometry: Geometry, lidar_aug_44: NDArray[np.float64] | None = None
+    calibration: Calibration,
+    geometry: Geometry,
+    lidar_aug_44: NDArray[np.float64] | None = None,
+    padding: Padding | None = None,
 ) -> dict[str, NDArray[np.int32]]:
     """Tables by graph input name.
 
@@ -63,7 +67,8 @@ def build_pooling_tables(
     run) and then over the sums of all earlier tables; the number behind the last row is none. The last table has one
     row per cell.
 
-    `lidar_aug_44` is the augmentation that was applied to the points.
+    `lidar_aug_44` is the augmentation that was applied to the points; `padding` may make the tables larger than this
+    calibration needs.
 
     Raises:
         DataError: more runs in one cell than the product of `fan_in`, or a calibration that cannot be inverted.
@@ -80,15 +85,16 @@ def build_pooling_tables(
         cells_vhwd.reshape(-1),
     )
     counts = np.zeros(math.prod(geometry.pool_shape), np.int32)
-    runs = max(kernels.count_runs(cells_vhwd, counts), 1)
+    padding = padding or Unpadded()
+    runs = padding.size("pool_depth", max(kernels.count_runs(cells_vhwd, counts), 1))
     pool_depth = np.empty((views * width, runs, height), np.int32)
     rows_of_cells = np.empty(int(counts.sum()), np.int32)
     kernels.fill_runs(cells_vhwd, np.cumsum(counts, dtype=np.int32) - counts, pool_depth, rows_of_cells)
-    return {"pool_depth": pool_depth, **_sum_tables(rows_of_cells, counts, views * width * runs, geometry)}
+    return {"pool_depth": pool_depth, **_sum_tables(rows_of_cells, counts, views * width * runs, geometry, padding)}
 
 
 def _sum_tables(
-    entries: NDArray[np.int32], lengths: NDArray[np.int32], rows: int, geometry: Geometry
+    entries: NDArray[np.int32], lengths: NDArray[np.int32], rows: int, geometry: Geometry, padding: Padding
 ) -> dict[str, NDArray[np.int32]]:
     """Sums of the lists of all cells; every table but the last sums pieces of those that are too long for the last."""
     capacity, longest = math.prod(geometry.fan_in), int(lengths.max(initial=0))
@@ -103,7 +109,8 @@ def _sum_tables(
     for level, width in enumerate(middle, start=1):
         chunks = np.where(lengths > last, -(-lengths // width), 0).astype(np.int32)
         # An engine's profile has no empty tables.
-        table = np.full((max(int(chunks.sum()), 1), width), rows, np.int32)
+        room = padding.size(f"pool_sum_{level}", max(int(chunks.sum()), 1))
+        table = np.full((room, width), rows, np.int32)
         lengths, before = np.where(chunks > 0, chunks, lengths), lengths
         shortened = np.empty(int(lengths.sum()), np.int32)
         kernels.fill_sums(entries, before, chunks, rows, table, shortened)

@@ -15,6 +15,7 @@ from altermoma.frames import Calibration, Frame
 from altermoma.geometry import Geometry
 from altermoma.ops.depth_image import depth_images
 from altermoma.ops.images import normalise, resize_crop
+from altermoma.ops.padding import Padding, Unpadded
 from altermoma.ops.pillars import PillarBuilder
 from altermoma.ops.pooling_tables import build_pooling_tables
 from altermoma.ops.sparse_tables import SparseTableBuilder, in_rows
@@ -29,16 +30,21 @@ LIDAR_ROWS = {"voxels": "voxels", "pillars": "points"}
 class FramePreparer:
     """Prepares frames of one geometry. Pooling tables are kept until the calibration changes. One per thread.
 
+    Args:
+        padding: how many rows the tables get; as many as a frame needs if left out.
+
     Attributes:
         timings_ms: milliseconds of the last frame's parts: images, depth, voxels, tables.
         dropped_voxels: voxels or pillars left out so far because a frame had more than the model accepts.
     """
 
-    def __init__(self, geometry: Geometry) -> None:
+    def __init__(self, geometry: Geometry, padding: Padding | None = None) -> None:
         self.geometry = geometry
+        self._padding = padding or Unpadded()
         self.timings_ms: dict[str, float] = {}
         self.dropped_voxels = 0
-        self._lidar = _PillarInputs(geometry) if geometry.lidar == "pillars" else _VoxelInputs(geometry)
+        lidar = _PillarInputs if geometry.lidar == "pillars" else _VoxelInputs
+        self._lidar: _PillarInputs | _VoxelInputs = lidar(geometry, self._padding)
         self._pooling_of: tuple[Calibration, dict[str, NDArray[np.int32]]] | None = None
 
     def prepare(self, frame: Frame, *, lidar_aug_44: NDArray[np.float64] | None = None) -> StageInputs:
@@ -79,7 +85,7 @@ class FramePreparer:
         if lidar_aug_44 is not None:
             return build_pooling_tables(calibration, self.geometry, lidar_aug_44)
         if self._pooling_of is None or not same_calibration(self._pooling_of[0], calibration):
-            tables = build_pooling_tables(calibration, self.geometry)
+            tables = build_pooling_tables(calibration, self.geometry, padding=self._padding)
             # A copy: the caller may write the next calibration into the same arrays.
             self._pooling_of = copy.deepcopy(calibration), tables
         return self._pooling_of[1]
@@ -117,8 +123,8 @@ class FramePreparer:
 class _VoxelInputs:
     """Points to the inputs of a sparse encoder, in two parts: voxels, then their tables."""
 
-    def __init__(self, geometry: Geometry) -> None:
-        self._voxelise, self._tables = Voxeliser(geometry), SparseTableBuilder(geometry)
+    def __init__(self, geometry: Geometry, padding: Padding) -> None:
+        self._voxelise, self._tables, self._padding = Voxeliser(geometry), SparseTableBuilder(geometry), padding
 
     def sort(self, points_p5: NDArray[np.float32]) -> None:
         """Sorts the points into cells."""
@@ -130,15 +136,15 @@ class _VoxelInputs:
         return self._voxels.dropped + self._tables.dropped
 
     def inputs(self) -> StageInputs:
-        places, tables = self._tables.build(self._voxels.keys_n)
+        places, tables = self._tables.build(self._voxels.keys_n, self._padding.rows)
         return {"voxels": in_rows(self._voxels.features_nc, places), **tables}
 
 
 class _PillarInputs:
     """As `_VoxelInputs` for a pillar encoder, whose tables come with the pillars."""
 
-    def __init__(self, geometry: Geometry) -> None:
-        self._build = PillarBuilder(geometry)
+    def __init__(self, geometry: Geometry, padding: Padding) -> None:
+        self._build, self._padding = PillarBuilder(geometry), padding
 
     def sort(self, points_p5: NDArray[np.float32]) -> None:
         """Sorts the points into pillars."""
@@ -150,7 +156,7 @@ class _PillarInputs:
         return self._pillars.dropped
 
     def inputs(self) -> StageInputs:
-        return self._pillars.inputs()
+        return self._pillars.inputs(self._padding)
 
 
 def dropped_warning(count: int, geometry: Geometry) -> str:

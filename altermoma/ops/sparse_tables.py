@@ -10,7 +10,7 @@ their 3 x 3 x 3 neighbourhood needs, and a submanifold convolution has one table
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from altermoma.errors import RecipeError
 from altermoma.geometry import Geometry
 from altermoma.ops import column_kernels as kernels
 from altermoma.ops.column_kernels import MAX_HEIGHT
+from altermoma.ops.padding import RowCounts, Segments
 
 Triple = tuple[int, int, int]
 Keys = NDArray[np.int64]
@@ -107,20 +108,23 @@ class OccupancyGrid:
         kernels.list_cells(target._masks, target.height, reached)
         return reached
 
-    def sort(self, cells_3n: Cells) -> SortedRows:
-        """The occupied cells by segment; inside of a segment they keep their order."""
-        rows = cells_3n.shape[1]
-        counts, ranks, cells = np.empty(4, np.int64), np.empty(rows + 1, np.int32), np.empty((3, rows + 3), np.int32)
-        kernels.sort_rows(cells_3n, self._masks, counts, ranks, cells)
-        return SortedRows(cells, ranks, tuple(counts.tolist()))
+    def kinds(self, cells_3n: Cells) -> tuple[Cells, Segments]:
+        """The segment of each occupied cell, and the cells of each segment."""
+        counts, kinds = np.empty(4, np.int64), np.empty(cells_3n.shape[1], np.int32)
+        kernels.count_kinds(cells_3n, self._masks, counts, kinds)
+        mid, low, high, both = counts.tolist()
+        return kinds, (mid, low, high, both)
 
-    def table(self, outputs_3m: Cells, window: Window, ranks_n1: Cells) -> Table:
+    def table(self, outputs_3m: Cells, window: Window, ranks_n1: Cells, room: int | None = None) -> Table:
         """For each output and window offset the rank of the occupied cell there, or the last rank for none: [M, K].
 
-        `ranks_n1` says where each of the N occupied cells stands among the rows.
+        `ranks_n1` says where each of the N occupied cells stands among the rows; `room` is the number of the table's
+        rows, of which those behind the outputs hold nothing but "none".
         """
-        table = np.empty((outputs_3m.shape[1], math.prod(window.kernel)), np.int32)
-        kernels.fill_table(self._masks, self._firsts, ranks_n1, window.array, outputs_3m, table)
+        outputs = outputs_3m.shape[1]
+        table = np.empty((outputs if room is None else room, math.prod(window.kernel)), np.int32)
+        kernels.fill_table(self._masks, self._firsts, ranks_n1, window.array, outputs_3m, table[:outputs])
+        table[outputs:] = ranks_n1[-1]
         return table
 
     def wipe(self, cells_3n: Cells) -> None:
@@ -130,22 +134,36 @@ class OccupancyGrid:
 
 @dataclass(frozen=True)
 class SortedRows:
-    """Cells in the order of their rows, the row of every cell in ascending order, and the cells of each segment.
-
-    A segment without cells has one row that no cell belongs to: engines are never fed empty tensors. Without any cell
-    there are no rows.
-    """
+    """Cells in the order of their rows, the row of every cell in ascending order, cells and rows of each segment."""
 
     cells_3n: Cells
     ranks_n1: Cells
-    counts: tuple[int, ...]
+    counts: Segments
+    rooms: Segments
 
-    def segments(self) -> Iterator[tuple[str, Cells]]:
-        """Names and cells of the segments."""
+    @classmethod
+    def lay_out(cls, cells_3n: Cells, kinds_n: Cells, counts: Segments, rooms: Segments) -> SortedRows:
+        """Sorts cells by segment; inside of a segment they keep their order."""
+        begins = np.cumsum((0, *rooms), dtype=np.int64)
+        ranks, cells = np.empty(len(kinds_n) + 1, np.int32), np.empty((3, int(begins[-1])), np.int32)
+        kernels.place_rows(cells_3n, kinds_n, begins, ranks, cells)
+        return cls(cells, ranks, counts, rooms)
+
+    def segments(self) -> Iterator[tuple[str, Cells, int]]:
+        """Name, cells and number of rows of the segments."""
         begin = 0
-        for name, count in zip(SEGMENTS, self.counts, strict=True):
-            yield name, self.cells_3n[:, begin : begin + count]
-            begin += max(count, min(sum(self.counts), 1))
+        for name, count, room in zip(SEGMENTS, self.counts, self.rooms, strict=True):
+            yield name, self.cells_3n[:, begin : begin + count], room
+            begin += room
+
+
+@dataclass(frozen=True)
+class _Level:
+    """The cells of one level in ascending order, the segment of each, and the cells of each segment."""
+
+    cells_3n: Cells
+    kinds_n: Cells
+    counts: Segments
 
 
 class SparseTableBuilder:
@@ -162,36 +180,50 @@ class SparseTableBuilder:
         self._shapes = level_shapes(geometry)
         self._grids = [OccupancyGrid(shape) for shape in self._shapes]
 
-    def build(self, keys_n: Keys) -> tuple[Table, dict[str, Table]]:
+    def build(
+        self, keys_n: Keys, rooms_for: Callable[[RowCounts], RowCounts] = RowCounts.least
+    ) -> tuple[Table, dict[str, Table]]:
         """Tables for voxels `keys_n` (ascending linear keys of the finest level).
+
+        `rooms_for` says how many rows each segment gets. With more than there are cells the same tables fit many
+        frames, as engines that are captured for one shape need it; features of the cells do not change.
 
         Returns:
             The row of every voxel and, as the last, the number of rows; the tables by graph input name.
         """
         self.dropped = 0
+        levels, reached = self._occupy(keys_n)
+        counts = RowCounts(levels=tuple(level.counts for level in levels), out=reached.shape[1])
+        rooms = rooms_for(counts)
+        rows = [
+            SortedRows.lay_out(level.cells_3n, level.kinds_n, level.counts, room)
+            for level, room in zip(levels, rooms.levels, strict=True)
+        ]
         tables: dict[str, Table] = {}
-        cells = self._grids[0].enter(keys_n)
-        rows = self._grids[0].sort(cells)
-        places = rows.ranks_n1
-        for level, (grid, window) in enumerate(zip(self._grids, (*self._windows, TO_BEV), strict=False)):
-            for segment, members in rows.segments():
+        for number, (grid, of) in enumerate(zip(self._grids, rows, strict=False)):
+            for segment, members, room in of.segments():
                 near = _segment_window(*SEGMENTS[segment])
-                tables[f"subm_table_{level}_{segment}"] = self._segment(grid, members, near, rows)
-            target = self._grids[level + 1]
-            reached = grid.reach(target, cells, window)
-            if window is TO_BEV:
-                tables["out_table"] = grid.table(reached, window, rows.ranks_n1)
+                tables[f"subm_table_{number}_{segment}"] = grid.table(members, near, of.ranks_n1, room)
+            if number < len(self._windows):
+                for segment, members, room in rows[number + 1].segments():
+                    name = f"down_table_{number}_{segment}"
+                    tables[name] = grid.table(members, self._windows[number], of.ranks_n1, room)
             else:
-                reached = self._within_limit(level + 1, reached)
-                outputs = target.sort(reached)
-                for segment, members in outputs.segments():
-                    tables[f"down_table_{level}_{segment}"] = self._segment(grid, members, window, rows)
-                rows = outputs
+                tables["out_table"] = grid.table(reached, TO_BEV, of.ranks_n1, rooms.out)
+        tables["bev_table"] = self._bev_table(reached, rooms.out)
+        for grid, cells in zip(self._grids, (*(level.cells_3n for level in levels), reached), strict=True):
             grid.wipe(cells)
-            cells = reached
-        self._grids[-1].wipe(cells)
-        tables["bev_table"] = self._bev_table(cells)
-        return places, tables
+        return rows[0].ranks_n1, tables
+
+    def _occupy(self, keys_n: Keys) -> tuple[list[_Level], Cells]:
+        """The cells of every level, and those of the encoder's output."""
+        levels: list[_Level] = []
+        cells = self._grids[0].enter(keys_n)
+        for number, (grid, window) in enumerate(zip(self._grids, (*self._windows, TO_BEV), strict=False)):
+            levels.append(_Level(cells, *grid.kinds(cells)))
+            reached = grid.reach(self._grids[number + 1], cells, window)
+            cells = reached if window is TO_BEV else self._within_limit(number + 1, reached)
+        return levels, cells
 
     def _within_limit(self, level: int, cells_3n: Cells) -> Cells:
         """The cells that a level accepts, nearest to the LiDAR first; the others are freed and counted."""
@@ -209,15 +241,9 @@ class SparseTableBuilder:
         low, size = np.array(self._geometry.point_range[:2]), np.array(self._geometry.voxel_size[:2]) * (1 << level)
         return np.square(low[:, None] + (cells_3n[:2] + 0.5) * size[:, None]).sum(axis=0)  # type: ignore[no-any-return]
 
-    @staticmethod
-    def _segment(grid: OccupancyGrid, outputs_3m: Cells, window: Window, rows: SortedRows) -> Table:
-        if outputs_3m.shape[1] or rows.ranks_n1[-1] == 0:
-            return grid.table(outputs_3m, window, rows.ranks_n1)
-        return np.full((1, math.prod(window.kernel)), rows.ranks_n1[-1], np.int32)
-
-    def _bev_table(self, cells_3n: Cells) -> Table:
+    def _bev_table(self, cells_3n: Cells, none: int) -> Table:
         x, y, z = self._shapes[-1]
-        table = np.full((x, y, z), cells_3n.shape[1], np.int32)
+        table = np.full((x, y, z), none, np.int32)
         table[tuple(cells_3n)] = np.arange(cells_3n.shape[1], dtype=np.int32)
         return table.reshape(x * y, z)
 

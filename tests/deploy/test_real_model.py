@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from describe import describe_graph
 
+from altermoma.deploy.buckets import Buckets, Limits
 from altermoma.deploy.bundle import Bundle, BundleContent, write_bundle
 from altermoma.deploy.manifest import AxisRange
 from altermoma.deploy.pipeline import NO_POINTS, Pipeline
@@ -131,3 +132,21 @@ def test_readme_names_every_stage(exported: tuple[Bundle, Reference]) -> None:
     text = (Path(exported[0].folder) / "README.md").read_text()
     for stage in ("camera", "view", "lidar", "fusion", "head"):
         assert f"trtexec --onnx=stages/fp32/{stage}.onnx" in text
+
+
+def test_padded_tables_change_no_output(exported: tuple[Bundle, Reference]) -> None:
+    """Rows of buckets go through biases and ReLUs like others, and reach no cell."""
+    bundle, reference = exported
+    geometry, stages = bundle.manifest.geometry, bundle.stages("fp32")
+    buckets = Buckets(Limits.of_stages(stages, geometry.lidar_levels + 1, pillars=False))
+    padded = FramePreparer(geometry, buckets).prepare_parts(
+        reference.images_vhw3, reference.points_p5, reference.calibration
+    )
+    assert len(padded["voxels"]) > 1.1 * len(reference.host["voxels"])
+    assert padded["pool_depth"].shape != reference.host["pool_depth"].shape
+    runners = Pipeline.from_bundle(bundle).runners
+    for stage in ("lidar", "view"):
+        wanted = runners[stage].run({**reference.host, **reference.tensors})
+        found = runners[stage].run({**reference.tensors, **padded})
+        for name, array in wanted.items():
+            np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-6 * np.abs(array).max(), err_msg=name)
