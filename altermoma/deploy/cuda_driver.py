@@ -1,13 +1,15 @@
-"""The little of CUDA that a runtime needs, through ctypes: is there a GPU, device and pinned memory, copies, a stream.
+"""The little of CUDA that a runtime needs, through ctypes: memory, copies, streams, events, graphs, kernels.
 
-Only the driver library is used, which is wherever a GPU works; no CUDA toolkit and no Python package. Probing comes
-first and never crashes: TensorRT's own Runtime and Builder do where there is no GPU.
+Only the driver library is used, which is wherever a GPU works: no CUDA toolkit and no Python package, whose versions
+would have to fit those of JetPack and DRIVE OS. Probing comes first and never crashes: TensorRT's own Runtime and
+Builder do where there is no GPU.
 """
 
 from __future__ import annotations
 
 import ctypes
 import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +20,14 @@ from altermoma.errors import EngineError
 
 DRIVER_LIBRARIES = ("libcuda.so.1", "libcuda.so", "nvcuda.dll")
 
+BLOCK = 256
+"""Threads of a block, for every kernel."""
+
 _OUT_OF_MEMORY = 2
 _COMPUTE_MAJOR, _COMPUTE_MINOR = 75, 76
+_NON_BLOCKING = 1
+_CAPTURE_THREAD_LOCAL = 1
+"""Other threads of the process may allocate while this one captures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +89,7 @@ def _describe(driver: Any) -> Gpu:
 
 
 class Cuda:
-    """The primary context of the first GPU, which TensorRT shares, and one stream.
+    """The primary context of the first GPU, which TensorRT shares, and a stream. Streams and events are handles.
 
     Raises:
         EngineError: no GPU, or a driver call that failed.
@@ -93,12 +101,45 @@ class Cuda:
         if probe.gpu is None or self._driver is None:
             raise EngineError(probe.reason, expected="an NVIDIA GPU", remedy="use the onnxruntime backend here")
         self.gpu = probe.gpu
-        device, context, stream = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_void_p()
+        device, context = ctypes.c_int(), ctypes.c_void_p()
         self._call("cuDeviceGet", ctypes.byref(device), 0)
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
         self._call("cuCtxSetCurrent", context)
-        self._call("cuStreamCreate", ctypes.byref(stream), 1)
-        self.stream = int(stream.value or 0)
+        self.stream = self.new_stream()
+
+    def new_stream(self) -> int:
+        """A stream that waits for no other; it lives as long as the process."""
+        stream = ctypes.c_void_p()
+        self._call("cuStreamCreate", ctypes.byref(stream), _NON_BLOCKING)
+        return int(stream.value or 0)
+
+    def new_event(self) -> int:
+        """An event that keeps its time; it lives as long as the process."""
+        event = ctypes.c_void_p()
+        self._call("cuEventCreate", ctypes.byref(event), 0)
+        return int(event.value or 0)
+
+    def record(self, event: int, stream: int) -> None:
+        """The event comes when everything queued on the stream so far is done."""
+        self._call("cuEventRecord", ctypes.c_void_p(event), ctypes.c_void_p(stream))
+
+    def wait(self, stream: int, event: int) -> None:
+        """What is queued on the stream from now on begins after the event."""
+        self._call("cuStreamWaitEvent", ctypes.c_void_p(stream), ctypes.c_void_p(event), 0)
+
+    def wait_here(self, event: int) -> None:
+        """Holds this thread until the event has come."""
+        self._call("cuEventSynchronize", ctypes.c_void_p(event))
+
+    def elapsed_ms(self, first: int, second: int) -> float:
+        """Between two events that have come."""
+        found = ctypes.c_float()
+        self._call("cuEventElapsedTime", ctypes.byref(found), ctypes.c_void_p(first), ctypes.c_void_p(second))
+        return found.value
+
+    def synchronise(self, stream: int | None = None) -> None:
+        """Holds this thread until the stream is done."""
+        self._call("cuStreamSynchronize", self._stream(stream))
 
     def device_buffer(self, size: int) -> DeviceBuffer:
         """Device memory of at least one byte, freed with the object."""
@@ -114,22 +155,64 @@ class Cuda:
         weakref.finalize(block, self._driver.cuMemFreeHost, pointer)  # type: ignore[union-attr]
         return np.asarray(block, np.uint8)
 
-    def upload(self, buffer: DeviceBuffer, host: NDArray[np.uint8], size: int) -> None:
+    def upload(self, address: int, host: NDArray[np.uint8], size: int, stream: int | None = None) -> None:
         """Queues a copy of the first `size` bytes to the device."""
-        self._call("cuMemcpyHtoDAsync_v2", *_copy(buffer.address, host.ctypes.data, size), self._stream())
+        self._call("cuMemcpyHtoDAsync_v2", *_copy(address, host.ctypes.data, size), self._stream(stream))
 
-    def download(self, host: NDArray[np.uint8], buffer: DeviceBuffer, size: int) -> None:
+    def download(self, host: NDArray[np.uint8], address: int, size: int, stream: int | None = None) -> None:
         """Queues a copy of the first `size` bytes from the device."""
-        address = ctypes.c_void_p(host.ctypes.data)
+        to = ctypes.c_void_p(host.ctypes.data)
+        self._call("cuMemcpyDtoHAsync_v2", to, ctypes.c_uint64(address), ctypes.c_size_t(size), self._stream(stream))
+
+    def fill(self, address: int, byte: int, size: int, stream: int | None = None) -> None:
+        """Queues the setting of `size` bytes."""
         self._call(
-            "cuMemcpyDtoHAsync_v2", address, ctypes.c_uint64(buffer.address), ctypes.c_size_t(size), self._stream()
+            "cuMemsetD8Async",
+            ctypes.c_uint64(address),
+            ctypes.c_ubyte(byte),
+            ctypes.c_size_t(size),
+            self._stream(stream),
         )
 
-    def synchronise(self) -> None:
-        self._call("cuStreamSynchronize", self._stream())
+    def load_kernels(self, image: bytes) -> Kernels:
+        """Machine code (cubin) as NVRTC makes it; it stays loaded with the object."""
+        module = ctypes.c_void_p()
+        self._call("cuModuleLoadData", ctypes.byref(module), ctypes.c_char_p(image))
+        return Kernels(self, module)
 
-    def _stream(self) -> ctypes.c_void_p:
-        return ctypes.c_void_p(self.stream)
+    def launch(self, function: int, threads: int, arguments: Sequence[Any], stream: int | None = None) -> None:
+        """Queues a kernel for at least so many threads; arguments are ctypes scalars, addresses as c_uint64."""
+        pointers = (ctypes.c_void_p * max(len(arguments), 1))(*(ctypes.addressof(value) for value in arguments))
+        blocks = max(-(-threads // BLOCK), 1)
+        shape = (ctypes.c_uint(number) for number in (blocks, 1, 1, BLOCK, 1, 1, 0))
+        self._call("cuLaunchKernel", ctypes.c_void_p(function), *shape, self._stream(stream), pointers, None)
+
+    def capture(self, stream: int, work: Callable[[], None]) -> Graph:
+        """Records what `work` queues on the stream, which does not run, as a graph.
+
+        Raises:
+            EngineError: something in it cannot be captured; the stream is usable all the same.
+        """
+        graph, ready = ctypes.c_void_p(), ctypes.c_void_p()
+        self._call("cuStreamBeginCapture_v2", self._stream(stream), _CAPTURE_THREAD_LOCAL)
+        try:
+            work()
+        finally:
+            ended = self._driver.cuStreamEndCapture(self._stream(stream), ctypes.byref(graph))  # type: ignore[union-attr]
+        if ended or not graph.value:
+            raise EngineError(f"the work on a stream cannot be captured (cuStreamEndCapture gives error {ended})")
+        try:
+            self._call("cuGraphInstantiateWithFlags", ctypes.byref(ready), graph, ctypes.c_uint64(0))
+        finally:
+            self._driver.cuGraphDestroy(graph)  # type: ignore[union-attr]
+        return Graph(self._driver, ready)
+
+    def replay(self, graph: Graph, stream: int) -> None:
+        """Queues a graph."""
+        self._call("cuGraphLaunch", graph.handle, self._stream(stream))
+
+    def _stream(self, stream: int | None) -> ctypes.c_void_p:
+        return ctypes.c_void_p(self.stream if stream is None else stream)
 
     def _call(self, name: str, *arguments: Any) -> None:
         status = getattr(self._driver, name)(*arguments)
@@ -148,6 +231,27 @@ class DeviceBuffer:
     def __init__(self, driver: Any, address: int, size: int) -> None:
         self.address, self.size = address, size
         weakref.finalize(self, driver.cuMemFree_v2, ctypes.c_uint64(address))
+
+
+class Graph:
+    """Captured work, ready to be replayed; freed when no longer referenced."""
+
+    def __init__(self, driver: Any, handle: ctypes.c_void_p) -> None:
+        self.handle = handle
+        weakref.finalize(self, driver.cuGraphExecDestroy, handle)
+
+
+class Kernels:
+    """Functions of loaded machine code."""
+
+    def __init__(self, cuda: Cuda, module: ctypes.c_void_p) -> None:
+        self._cuda, self._module = cuda, module
+
+    def function(self, name: str) -> int:
+        """Handle of a kernel by name."""
+        found = ctypes.c_void_p()
+        self._cuda._call("cuModuleGetFunction", ctypes.byref(found), self._module, ctypes.c_char_p(name.encode()))
+        return int(found.value or 0)
 
 
 def _copy(device: int, host: int, size: int) -> tuple[Any, Any, Any]:

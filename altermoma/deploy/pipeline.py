@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,13 @@ from altermoma.errors import BundleError, DataError
 from altermoma.frames import BLACK_LEVEL, Boxes, Calibration
 from altermoma.geometry import Geometry
 from altermoma.ops.decode import decode, decode_map
-from altermoma.ops.prepare import LIDAR_ROWS, FramePreparer, dropped_warning
+from altermoma.ops.prepare import FramePreparer, dropped_warning, nothing_seen
+
+if TYPE_CHECKING:
+    from altermoma.deploy.device_frame import DeviceFrame
 
 Backend = Literal["onnxruntime", "tensorrt"]
+Preparation = Literal["auto", "host", "device"]
 
 PARTS: tuple[str, ...] = ("images", "depth", "voxels", "tables", *STAGES, "decode")
 """What a frame's time is made of, in order."""
@@ -40,7 +44,9 @@ class Detections:
     Attributes:
         map_cxy: float32 probabilities [classes, X, Y] in the order of `frames.MAP_CLASSES`; None without a map head.
         warnings: what was degraded and carried on with; empty for a healthy frame.
-        timings_ms: wall-clock milliseconds by part (`PARTS`); a new calibration's pooling tables count as `tables`.
+        timings_ms: milliseconds by part. On ONNX Runtime wall clock, by `PARTS`; a new calibration's pooling tables
+            count as `tables`. On TensorRT the host's parts and the device time of what is queued together
+            (`device_frame.LINE_PARTS`); they overlap, so that their sum is not the frame's.
     """
 
     boxes: Boxes
@@ -66,16 +72,25 @@ class Pipeline:
     """A detector ready to run. Not thread-safe: one per thread.
 
     Args:
-        runners: one per stage name of `STAGES`.
+        runners: one per stage name of `STAGES`; none are needed where `device` is given.
         score_threshold: boxes below are left out.
+        device: runs whole frames in place of the runners.
     """
 
-    def __init__(self, geometry: Geometry, runners: Mapping[str, StageRunner], *, score_threshold: float = 0.0) -> None:
-        missing = [name for name in STAGES if name not in runners]
+    def __init__(
+        self,
+        geometry: Geometry,
+        runners: Mapping[str, StageRunner],
+        *,
+        score_threshold: float = 0.0,
+        device: DeviceFrame | None = None,
+    ) -> None:
+        missing = [name for name in STAGES if name not in runners and device is None]
         if missing:
             raise BundleError(f"no graph for stage {', '.join(missing)}", expected="all of " + ", ".join(STAGES))
         self.geometry = geometry
         self.runners = runners
+        self.device = device
         self._preparer = FramePreparer(geometry)
         self._score_threshold = score_threshold
 
@@ -88,6 +103,7 @@ class Pipeline:
         precision: str | None = None,
         threads: int = 1,
         score_threshold: float = 0.0,
+        preparation: Preparation = "auto",
     ) -> Pipeline:
         """Opens and checks a bundle and gets every stage ready.
 
@@ -97,14 +113,20 @@ class Pipeline:
             precision: one of the bundle's; may be left out where it holds only one.
             threads: of ONNX Runtime, inside one operator.
             score_threshold: boxes below are left out.
+            preparation: where images, voxels and tables are made with `tensorrt`; "auto" takes the device where its
+                kernels can be compiled and serve this model, else the host. `pipeline.device.feed.preparation` tells.
 
         Raises:
             BundleError: the bundle is damaged, or lacks the precision.
             EngineError: `tensorrt` without a GPU, or without engines that were built for it.
         """
         bundle = path if isinstance(path, Bundle) else Bundle.open(Path(path))
-        runners = open_stages(bundle, backend, choose_precision(bundle, precision), threads=threads)
-        return cls(bundle.manifest.geometry, runners, score_threshold=score_threshold)
+        chosen, geometry = choose_precision(bundle, precision), bundle.manifest.geometry
+        if backend == "tensorrt":
+            from altermoma.deploy.device_pipeline import open_device
+
+            return cls(geometry, {}, score_threshold=score_threshold, device=open_device(bundle, chosen, preparation))
+        return cls(geometry, open_stages(bundle, backend, chosen, threads=threads), score_threshold=score_threshold)
 
     def __call__(
         self, cameras_vhw3: NDArray[np.uint8], points_p5: NDArray[np.float32], calibration: Calibration
@@ -122,29 +144,48 @@ class Pipeline:
         Raises:
             DataError: arrays of another dtype or shape, or NaN points.
         """
-        inputs, warnings = self.prepare(cameras_vhw3, points_p5, calibration)
-        watch = Stopwatch(self._preparer.timings_ms)
-        outputs = self.run_stages(inputs, watch)
+        if self.device is not None:
+            outputs, warnings, watch = self._run_device(cameras_vhw3, points_p5, calibration)
+        else:
+            inputs, warnings = self.prepare(cameras_vhw3, points_p5, calibration)
+            watch = Stopwatch(self._preparer.timings_ms)
+            outputs = self.run_stages(inputs, watch)
         boxes = watch.time("decode", lambda: decode(outputs, self.geometry, self._score_threshold)[0])
         ground = decode_map(outputs)
         return Detections(
             boxes=boxes, map_cxy=None if ground is None else ground[0], warnings=warnings, timings_ms=watch.ms
         )
 
+    def _run_device(
+        self, cameras_vhw3: NDArray[np.uint8], points_p5: NDArray[np.float32], calibration: Calibration
+    ) -> tuple[Arrays, tuple[str, ...], Stopwatch]:
+        from altermoma.deploy.device_frame import RawFrame
+
+        _check_frame(cameras_vhw3, points_p5, calibration, self.geometry)
+        frame = RawFrame(images_vhw3=cameras_vhw3, points_p5=points_p5, calibration=calibration)
+        answer = cast("DeviceFrame", self.device).run(frame)
+        warnings = self._warnings(cameras_vhw3, calibration, seen=answer.seen, dropped=answer.dropped)
+        return answer.outputs, warnings, Stopwatch(answer.timings_ms)
+
     def prepare(
         self, cameras_vhw3: NDArray[np.uint8], points_p5: NDArray[np.float32], calibration: Calibration
     ) -> tuple[Arrays, tuple[str, ...]]:
         """Graph inputs by name, and warnings: the host's share of a frame. Arguments and errors as in a call."""
         _check_frame(cameras_vhw3, points_p5, calibration, self.geometry)
-        warnings = [f"camera {name} is dead (an all-black image)" for name in _dead(cameras_vhw3, calibration)]
         dropped = self._preparer.dropped_voxels
         inputs = dict(self._preparer.prepare_parts(cameras_vhw3, points_p5, calibration))
         dropped = self._preparer.dropped_voxels - dropped
-        if not len(inputs[LIDAR_ROWS[self.geometry.lidar]]):
+        return inputs, self._warnings(cameras_vhw3, calibration, seen=not nothing_seen(inputs), dropped=dropped)
+
+    def _warnings(
+        self, cameras_vhw3: NDArray[np.uint8], calibration: Calibration, *, seen: bool, dropped: int
+    ) -> tuple[str, ...]:
+        warnings = [f"camera {name} is dead (an all-black image)" for name in _dead(cameras_vhw3, calibration)]
+        if not seen:
             warnings.append(NO_POINTS)
         if dropped:
             warnings.append(dropped_warning(dropped, self.geometry))
-        return inputs, tuple(warnings)
+        return tuple(warnings)
 
     def run_stages(self, inputs: Arrays, watch: Stopwatch | None = None) -> Arrays:
         """Graph inputs to the outputs of the last stage, by name; an empty LiDAR branch is zeros."""
@@ -153,7 +194,7 @@ class Pipeline:
         outputs: Arrays = {}
         for name in STAGES:
             runner = self.runners[name]
-            if name == "lidar" and _nothing_seen(tensors):
+            if name == "lidar" and nothing_seen(tensors):
                 outputs = _silent(runner)
             else:
                 outputs = clock.time(name, lambda runner=runner: runner.run(tensors))  # type: ignore[misc]
@@ -187,18 +228,6 @@ def choose_precision(bundle: Bundle, precision: str | None) -> str:
     return held[0]
 
 
-def _nothing_seen(tensors: Arrays) -> bool:
-    """Whether some level of the LiDAR branch has no row: then none after it has, and no cell gets a value."""
-    whole = {*LIDAR_ROWS.values(), "out_table"}
-    rows = {name: len(array) for name, array in tensors.items() if name in whole}
-    for name, array in tensors.items():
-        if name.startswith("down_table_"):
-            # The segments of a level's rows: all are empty, or none.
-            level = name.rpartition("_")[0]
-            rows[level] = rows.get(level, 0) + len(array)
-    return 0 in rows.values()
-
-
 def _silent(runner: StageRunner) -> Arrays:
     """What the LiDAR stage gives for an empty scene: no voxel reaches any cell, so every cell is exactly zero."""
     specs = runner.record.outputs
@@ -206,8 +235,11 @@ def _silent(runner: StageRunner) -> Arrays:
 
 
 def _dead(cameras_vhw3: NDArray[np.uint8], calibration: Calibration) -> list[str]:
+    # A picture that is bright anywhere in a few rows need not be searched: native images of six cameras are 26 MB.
     return [
-        name for name, image in zip(calibration.camera_names, cameras_vhw3, strict=True) if image.max() <= BLACK_LEVEL
+        name
+        for name, image in zip(calibration.camera_names, cameras_vhw3, strict=True)
+        if image[::32].max() <= BLACK_LEVEL and image.max() <= BLACK_LEVEL
     ]
 
 

@@ -1,4 +1,4 @@
-"""Stages on TensorRT engines: numpy in, numpy out, buffers allocated once at their largest size.
+"""Engines of a bundle, loaded; and run one by one, numpy in and numpy out.
 
 How engines are built: altermoma.deploy.tensorrt_engines.
 """
@@ -15,15 +15,16 @@ from numpy.typing import NDArray
 
 from altermoma.deploy.bundle import Bundle
 from altermoma.deploy.cuda_driver import Cuda, DeviceBuffer
-from altermoma.deploy.manifest import BUILD_COMMAND, StageRecord
+from altermoma.deploy.engines import StageEngine
+from altermoma.deploy.manifest import BUILD_COMMAND
 from altermoma.deploy.stage_io import Arrays, check_inputs
-from altermoma.deploy.tensorrt_api import complaints, import_tensorrt, member, numpy_name
+from altermoma.deploy.tensorrt_api import import_tensorrt
 from altermoma.deploy.tensorrt_engines import require_gpu
-from altermoma.deploy.tensorrt_load import LoadedEngine, load_engine, require_fitting
+from altermoma.deploy.tensorrt_load import load_engine, require_fitting
 from altermoma.errors import EngineError
 
 
-def open_engines(bundle: Bundle, precision: str, only: Collection[str] | None = None) -> dict[str, TensorRtStage]:
+def load_engines(bundle: Bundle, precision: str, only: Collection[str] | None = None) -> dict[str, StageEngine]:
     """Loads the engines of every stage, or of some, that were built for this very GPU and TensorRT version.
 
     Raises:
@@ -43,7 +44,12 @@ def open_engines(bundle: Bundle, precision: str, only: Collection[str] | None = 
     for record in (found[name] for name in wanted):
         require_fitting(record, trt, gpu)
     cuda = Cuda()
-    return {name: TensorRtStage(trt, load_engine(trt, bundle, found[name]), wanted[name], cuda) for name in wanted}
+    return {name: StageEngine(trt, load_engine(trt, bundle, found[name]), wanted[name], cuda) for name in wanted}
+
+
+def open_engines(bundle: Bundle, precision: str, only: Collection[str] | None = None) -> dict[str, TensorRtStage]:
+    """Engines to be run one by one, each with buffers of its own; arguments and errors as in `load_engines`."""
+    return {name: TensorRtStage(engine) for name, engine in load_engines(bundle, precision, only).items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,19 +62,12 @@ class _Slot:
 
 
 class TensorRtStage:
-    """One engine with its buffers. The calls used here exist from 8.5 to 11.
+    """One engine with its buffers, numpy in and numpy out."""
 
-    Raises:
-        EngineError: its tensors are not those of the contract.
-    """
-
-    def __init__(self, trt: Any, loaded: LoadedEngine, record: StageRecord, cuda: Cuda) -> None:
-        self.record, self._cuda, self._loaded = record, cuda, loaded
-        self._engine, self._messages = loaded.engine, loaded.messages
-        self._context = self._engine.create_execution_context()
-        if self._context is None:
-            raise EngineError(f"stage {record.name} gets no execution context: {complaints(self._messages)}")
-        self._slots = self._allocate(trt)
+    def __init__(self, engine: StageEngine) -> None:
+        self.record, self._engine, self._cuda = engine.record, engine, engine.cuda
+        self._context = engine.context()
+        self._slots = self._allocate()
 
     def run(self, inputs: Arrays) -> Arrays:
         self._feed(inputs)
@@ -76,7 +75,7 @@ class TensorRtStage:
         shapes = {spec.name: tuple(self._context.get_tensor_shape(spec.name)) for spec in self.record.outputs}
         for name, shape in shapes.items():
             slot = self._slots[name]
-            self._cuda.download(slot.host, slot.device, _bytes(shape, slot.dtype))
+            self._cuda.download(slot.host, slot.device.address, _bytes(shape, slot.dtype))
         self._cuda.synchronise()
         return {name: self._read(name, shape) for name, shape in shapes.items()}
 
@@ -94,9 +93,8 @@ class TensorRtStage:
 
     def memory_bytes(self) -> dict[str, int]:
         """Device memory: scratch of the execution context (0 where not told), and buffers of inputs and outputs."""
-        told = [member(self._engine, name) for name in ("device_memory_size_v2", "device_memory_size")]
         buffers = sum(slot.device.size for slot in self._slots.values())
-        return {"scratch": next((int(size) for size in told if size is not None), 0), "buffers": buffers}
+        return {"scratch": self._engine.scratch_bytes(), "buffers": buffers}
 
     def _feed(self, inputs: Arrays) -> None:
         for name, array in check_inputs(self.record, inputs, bounded=True).items():
@@ -104,13 +102,13 @@ class TensorRtStage:
 
     def _execute(self) -> None:
         if not self._context.execute_async_v3(self._cuda.stream):
-            raise EngineError(f"stage {self.record.name} did not run: {complaints(self._messages)}")
+            raise EngineError(f"stage {self.record.name} did not run: {self._engine.complaints()}")
 
     def _upload(self, name: str, array: NDArray[Any]) -> None:
         slot = self._slots[name]
         raw = array.astype(slot.dtype, copy=False).reshape(-1).view(np.uint8)
         slot.host[: raw.size] = raw
-        self._cuda.upload(slot.device, slot.host, raw.size)
+        self._cuda.upload(slot.device.address, slot.host, raw.size)
         if not self._context.set_input_shape(name, array.shape):
             raise EngineError(
                 f"stage {self.record.name}: the engine refuses {name} of shape {list(array.shape)}",
@@ -124,23 +122,15 @@ class TensorRtStage:
         wanted = next(spec.dtype for spec in self.record.outputs if spec.name == name)
         return values.astype(wanted, copy=True)
 
-    def _allocate(self, trt: Any) -> dict[str, _Slot]:
-        engine = self._engine
-        held = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
-        specs = {spec.name: spec for spec in (*self.record.inputs, *self.record.outputs)}
-        if held != set(specs):
-            raise EngineError(
-                f"the engine of stage {self.record.name} has tensors {', '.join(sorted(held))}",
-                expected=", ".join(sorted(specs)),
-                remedy=f"run {BUILD_COMMAND} again",
-            )
+    def _allocate(self) -> dict[str, _Slot]:
         slots = {}
-        for name, spec in specs.items():
-            dtype = np.dtype(numpy_name(trt, engine.get_tensor_dtype(name)))
+        for spec in (*self.record.inputs, *self.record.outputs):
+            dtype = self._engine.dtypes[spec.name]
             size = _bytes(self.record.sizes(spec, "max"), dtype)
-            slots[name] = _Slot(dtype=dtype, device=self._cuda.device_buffer(size), host=self._cuda.pinned(size))
-            if not self._context.set_tensor_address(name, slots[name].device.address):
-                raise EngineError(f"stage {self.record.name}: no address for {name}: {complaints(self._messages)}")
+            slot = _Slot(dtype=dtype, device=self._cuda.device_buffer(size), host=self._cuda.pinned(size))
+            if not self._context.set_tensor_address(spec.name, slot.device.address):
+                raise EngineError(f"stage {self.record.name}: no address for {spec.name}: {self._engine.complaints()}")
+            slots[spec.name] = slot
         return slots
 
 

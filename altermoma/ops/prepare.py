@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,24 +61,44 @@ class FramePreparer:
         lidar_aug_44: NDArray[np.float64] | None = None,
     ) -> StageInputs:
         """As `prepare`; images already of the network's size are taken as resized."""
-        image = self.geometry.image
         self._check(images_vhw3, points_p5, calibration)
-        # Compiled loops take no read-only array, which is what np.frombuffer makes of a driver's message.
-        points_p5 = np.require(points_p5, np.float32, ["C", "W"])
+        return {
+            **self.camera_inputs(images_vhw3, points_p5, calibration),
+            **self.lidar_inputs(_moved(points_p5, lidar_aug_44)),
+            **self.pooling_inputs(calibration, lidar_aug_44),
+        }
+
+    def camera_inputs(
+        self, images_vhw3: NDArray[np.uint8], points_p5: NDArray[np.float32], calibration: Calibration
+    ) -> StageInputs:
+        """`images` and `depth`; arguments as in `prepare_parts`, but not checked."""
+        image = self.geometry.image
         inputs: StageInputs = {}
         with self._timed("images"):
             if images_vhw3.shape[1:3] != (image.height, image.width):
                 images_vhw3 = resize_crop(images_vhw3, image)
             inputs["images"] = normalise(images_vhw3, image)
         with self._timed("depth"):
-            inputs["depth"] = depth_images(points_p5, calibration, image)
-        with self._timed("voxels"):
-            self._lidar.sort(_moved(points_p5, lidar_aug_44))
-        with self._timed("tables"):
-            inputs.update(self._lidar.inputs())
-            self.dropped_voxels += self._lidar.dropped
-            inputs.update(self._pooling(calibration, lidar_aug_44))
+            inputs["depth"] = depth_images(_writable(points_p5), calibration, image)
         return inputs
+
+    def lidar_inputs(self, points_p5: NDArray[np.float32]) -> StageInputs:
+        """Voxels or pillars and their tables; arguments as in `prepare_parts`, but not checked."""
+        with self._timed("voxels"):
+            self._lidar.sort(_writable(points_p5))
+        with self._timed("tables"):
+            inputs = self._lidar.inputs()
+            self.dropped_voxels += self._lidar.dropped
+        return inputs
+
+    def pooling_inputs(
+        self, calibration: Calibration, lidar_aug_44: NDArray[np.float64] | None = None
+    ) -> dict[str, NDArray[np.int32]]:
+        """Pooling tables; the very same arrays as long as the calibration does not change. Counts as `tables`."""
+        started = time.perf_counter()
+        tables = self._pooling(calibration, lidar_aug_44)
+        self.timings_ms["tables"] = self.timings_ms.get("tables", 0.0) + (time.perf_counter() - started) * 1e3
+        return tables
 
     def _pooling(
         self, calibration: Calibration, lidar_aug_44: NDArray[np.float64] | None
@@ -159,6 +180,18 @@ class _PillarInputs:
         return self._pillars.inputs(self._padding)
 
 
+def nothing_seen(tensors: Mapping[str, NDArray[Any]]) -> bool:
+    """Whether some level of the LiDAR branch has no row: then none after it has, and no cell gets a value."""
+    whole = {*LIDAR_ROWS.values(), "out_table"}
+    rows = {name: len(array) for name, array in tensors.items() if name in whole}
+    for name, array in tensors.items():
+        if name.startswith("down_table_"):
+            # The segments of a level's rows: all are empty, or none.
+            level = name.rpartition("_")[0]
+            rows[level] = rows.get(level, 0) + len(array)
+    return 0 in rows.values()
+
+
 def dropped_warning(count: int, geometry: Geometry) -> str:
     """What to say of a frame with more voxels or pillars than the model takes."""
     levels = f" (at coarser levels {', '.join(map(str, geometry.level_rows))})" if geometry.level_rows else ""
@@ -172,6 +205,11 @@ def same_calibration(first: Calibration, second: Calibration) -> bool:
         and np.array_equal(first.intrinsics_v33, second.intrinsics_v33)
         and np.array_equal(first.camera_from_lidar_v44, second.camera_from_lidar_v44)
     )
+
+
+def _writable(points_p5: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Compiled loops take no read-only array, which is what np.frombuffer makes of a driver's message."""
+    return np.require(points_p5, np.float32, ["C", "W"])
 
 
 def _moved(points: NDArray[np.float32], lidar_aug_44: NDArray[np.float64] | None) -> NDArray[np.float32]:

@@ -17,11 +17,15 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from cuda_double import FakeCuda
 
 API = Path(__file__).resolve().parents[3] / "shared" / "tensorrt" / "api"
 """Names of eight released versions beside the checkout; tests that need them are skipped where they are missing."""
 
 VERSIONS = sorted(path.stem for path in API.glob("*.json"))
+
+SCRATCH = 4096
+"""Bytes that a context of the double works in."""
 
 _ARROW = re.compile(r"^\((?P<arguments>.*)\)(?: -> (?P<result>.*))?$", re.DOTALL)
 _BRACKETED = re.compile(r"\[[^\[\]]*\]|<[^<>]*>|\([^()]*\)")
@@ -122,32 +126,6 @@ def fits(parameters: list[tuple[str, bool]], arguments: tuple[Any, ...], named: 
     return len(arguments) <= len(names) and set(named) <= set(names) and needed <= given
 
 
-class FakeCuda:
-    """Device memory in host memory, by address."""
-
-    def __init__(self) -> None:
-        self.gpu = SimpleNamespace(name="Test GPU")
-        self.stream = 77
-        self.memory: dict[int, np.ndarray[Any, Any]] = {}
-
-    def device_buffer(self, size: int) -> Any:
-        block = np.full(max(size, 1), 0xAB, np.uint8)
-        self.memory[block.ctypes.data] = block
-        return SimpleNamespace(address=block.ctypes.data, size=size)
-
-    def pinned(self, size: int) -> np.ndarray[Any, Any]:
-        return np.full(max(size, 1), 0xCD, np.uint8)
-
-    def upload(self, buffer: Any, host: np.ndarray[Any, Any], size: int) -> None:
-        self.memory[buffer.address][:size] = host[:size]
-
-    def download(self, host: np.ndarray[Any, Any], buffer: Any, size: int) -> None:
-        host[:size] = self.memory[buffer.address][:size]
-
-    def synchronise(self) -> None:
-        return None
-
-
 LAYER_OF = {
     "fp32": "Row major linear FP32",
     "fp16": "Channel major FP16 format where channel % 8 == 0",
@@ -186,56 +164,102 @@ def inspector_report(version: tuple[int, int], *precisions: str) -> str:
     return json.dumps({"Layers": layers, "I/O Tensors" if version >= (11, 0) else "Bindings": ["x"]})
 
 
-def attach_runtime(trt: TensorRtDouble, cuda: FakeCuda) -> None:
-    """Lets engines of the double run: a plan is an ONNX graph."""
-    state: dict[str, Any] = {}
-    types = {"tensor(float)": "FLOAT", "tensor(float16)": "HALF", "tensor(int32)": "INT32"}
-    numpys = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int32)": np.int32}
+TYPES = {"tensor(float)": ("FLOAT", "f4"), "tensor(float16)": ("HALF", "f2"), "tensor(int32)": ("INT32", "i4")}
+"""What engines of the double take: ONNX Runtime's type -> TensorRT's and numpy's."""
 
-    def deserialise(_: Any, plan: bytes) -> Any:
-        state["session"] = session = onnxruntime.InferenceSession(bytes(plan), providers=["CPUExecutionProvider"])
-        engine = trt.make("ICudaEngine")
-        object.__setattr__(engine, "session", session)
-        return engine
+
+class ContextState:
+    """What an execution context of the double holds. It sees to what TensorRT's documentation asks for: a context is
+    captured once, only after a run with its present shapes, and never altered afterwards.
+    """
+
+    def __init__(self, session: onnxruntime.InferenceSession, *, own_memory: bool) -> None:
+        self.session, self.own_memory = session, own_memory
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+        self.scratch = 0
+        self.flushed = self.captured = False
+
+    def alter(self, of: dict[str, Any], name: str, value: Any) -> bool:
+        assert not self.captured, "a context that was captured was altered"
+        self.flushed = False
+        of[name] = value
+        return True
+
+    def place(self, value: Any, shape: Any) -> tuple[int, int]:
+        return self.addresses[value.name], int(np.prod(shape)) * np.dtype(TYPES[value.type][1]).itemsize
+
+    def execute(self, cuda: FakeCuda, stream: int) -> bool:
+        if cuda.capturing(stream):
+            assert self.flushed, "captured before a run with these shapes"
+            assert not self.captured, "one context in two graphs"
+            self.captured = True
+        self.flushed = True
+        assert self.own_memory or self.scratch, "a context without memory was run"
+        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        feeds = {value.name: (value, self.shapes[value.name]) for value in inputs}
+        into = {value.name: self.addresses[value.name] for value in outputs}
+
+        def run() -> None:
+            fed = {
+                name: cuda.bytes_at(*self.place(value, shape)).view(TYPES[value.type][1]).reshape(shape)
+                for name, (value, shape) in feeds.items()
+            }
+            for name, array in zip(into, self.session.run([*into], fed), strict=True):
+                raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+                cuda.bytes_at(into[name], raw.size)[:] = raw
+
+        reads = [self.place(value, shape) for value, shape in feeds.values()]
+        writes = [self.place(value, value.shape) for value in outputs]
+        writes += [(self.scratch, SCRATCH)] if self.scratch else []
+        cuda.queue(stream, "engine " + outputs[0].name, run, reads=reads, writes=writes)
+        return True
+
+
+def attach_runtime(trt: TensorRtDouble, cuda: FakeCuda) -> None:
+    """Lets engines of the double run: a plan is an ONNX graph, queued on the streams of the stand-in of CUDA."""
+
+    def hold(made: Any, **state: Any) -> Any:
+        for key, value in state.items():
+            object.__setattr__(made, key, value)
+        return made
 
     def tensors(engine: Any) -> list[Any]:
         return [*engine.session.get_inputs(), *engine.session.get_outputs()]
 
-    def context(engine: Any) -> Any:
-        made = trt.make("IExecutionContext")
-        for key, value in {"session": engine.session, "shapes": {}, "addresses": {}, "made": {}}.items():
-            object.__setattr__(made, key, value)
-        return made
+    def deserialise(_: Any, plan: bytes) -> Any:
+        session = onnxruntime.InferenceSession(bytes(plan), providers=["CPUExecutionProvider"])
+        return hold(trt.make("ICudaEngine"), session=session)
 
-    def keep(of: str) -> Callable[..., bool]:
-        def store(this: Any, name: str, value: Any) -> bool:
-            getattr(this, of)[name] = value
-            return True
+    def context(engine: Any, strategy: Any = None, *, own_memory: bool = True) -> Any:
+        own = own_memory and (strategy is None or strategy.name != "USER_MANAGED")
+        return hold(trt.make("IExecutionContext"), state=ContextState(engine.session, own_memory=own))
 
-        return store
+    def give_memory(this: Any, address: int, size: int) -> None:
+        assert size >= SCRATCH
+        this.state.scratch = address
 
     def execute(this: Any, stream: int) -> bool:
-        fed = {}
-        for value in this.session.get_inputs():
-            shape, dtype = this.shapes[value.name], np.dtype(numpys[value.type])
-            raw = cuda.memory[this.addresses[value.name]][: int(np.prod(shape)) * dtype.itemsize]
-            fed[value.name] = raw.view(dtype).reshape(shape)
-        for value, array in zip(this.session.get_outputs(), this.session.run(None, fed), strict=True):
-            this.made[value.name] = array.shape
-            raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-            cuda.memory[this.addresses[value.name]][: raw.size] = raw
-        return stream == cuda.stream
+        # 8.x and 10.0 take the memory as a property.
+        this.state.scratch = this.state.scratch or getattr(this, "_device_memory", 0)
+        return bool(this.state.execute(cuda, stream))
 
     trt.answers |= {
         ("Runtime", "deserialize_cuda_engine"): deserialise,
         ("ICudaEngine", "num_io_tensors"): lambda e: len(tensors(e)),
         ("ICudaEngine", "get_tensor_name"): lambda e, i: tensors(e)[i].name,
         ("ICudaEngine", "get_tensor_dtype"): lambda e, n: getattr(
-            trt.DataType, types[next(t.type for t in tensors(e) if t.name == n)]
+            trt.DataType, TYPES[next(t.type for t in tensors(e) if t.name == n)][0]
         ),
         ("ICudaEngine", "create_execution_context"): context,
-        ("IExecutionContext", "set_input_shape"): keep("shapes"),
-        ("IExecutionContext", "set_tensor_address"): keep("addresses"),
-        ("IExecutionContext", "get_tensor_shape"): lambda this, n: this.made[n],
+        ("ICudaEngine", "create_execution_context_without_device_memory"): lambda e: context(e, own_memory=False),
+        ("ICudaEngine", "device_memory_size"): lambda _: SCRATCH,
+        ("ICudaEngine", "device_memory_size_v2"): lambda _: SCRATCH,
+        ("IExecutionContext", "set_device_memory"): give_memory,
+        ("IExecutionContext", "set_input_shape"): lambda this, n, v: this.state.alter(this.state.shapes, n, v),
+        ("IExecutionContext", "set_tensor_address"): lambda this, n, v: this.state.alter(this.state.addresses, n, v),
+        ("IExecutionContext", "get_tensor_shape"): lambda this, n: next(
+            value.shape for value in this.state.session.get_outputs() if value.name == n
+        ),
         ("IExecutionContext", "execute_async_v3"): execute,
     }

@@ -38,6 +38,39 @@ static int stream_ok(void *s) { return s == (void *)0x7f0011223344 ? 0 : 400; }
 int cuMemcpyHtoDAsync_v2(uint64_t d, const void *h, size_t n, void *s) { memcpy((void *)d, h, n); return stream_ok(s); }
 int cuMemcpyDtoHAsync_v2(void *h, uint64_t d, size_t n, void *s) { memcpy(h, (void *)d, n); return stream_ok(s); }
 int cuStreamSynchronize(void *s) { return stream_ok(s); }
+static int event_ok(void *e) { return e == (void *)0x7f00aabbccdd ? 0 : 400; }
+int cuEventCreate(void **e, unsigned f) { *e = (void *)0x7f00aabbccdd; return 0; }
+int cuEventRecord(void *e, void *s) { return event_ok(e) | stream_ok(s); }
+int cuStreamWaitEvent(void *s, void *e, unsigned f) { return event_ok(e) | stream_ok(s) | f; }
+int cuEventSynchronize(void *e) { return event_ok(e); }
+int cuEventElapsedTime(float *ms, void *a, void *b) { *ms = 2.5f; return event_ok(a) | event_ok(b); }
+int cuMemsetD8Async(uint64_t d, unsigned char c, size_t n, void *s) { memset((void *)d, c, n); return stream_ok(s); }
+static int capturing = 0, broken = 0;
+void fake_break(int b) { broken = b; }
+int cuStreamBeginCapture_v2(void *s, int mode) { capturing = 1; return stream_ok(s) | (mode != 1); }
+int cuStreamEndCapture(void *s, void **g) {
+    capturing = 0; *g = broken ? 0 : (void *)0x7f0055667788; return broken ? 900 : stream_ok(s);
+}
+int cuGraphInstantiateWithFlags(void **x, void *g, unsigned long long f) {
+    allocated++; *x = (void *)0x7f0099887766; return g == (void *)0x7f0055667788 && !f ? 0 : 400;
+}
+int cuGraphDestroy(void *g) { return g == (void *)0x7f0055667788 ? 0 : 400; }
+int cuGraphExecDestroy(void *x) { allocated--; return 0; }
+int cuGraphLaunch(void *x, void *s) { return x == (void *)0x7f0099887766 ? stream_ok(s) : 400; }
+int cuModuleLoadData(void **m, const void *image) {
+    *m = (void *)0x7f0044444444; return strcmp(image, "cubin") ? 200 : 0;
+}
+int cuModuleGetFunction(void **f, void *m, const char *name) {
+    *f = (void *)0x7f0033333333; return m == (void *)0x7f0044444444 && !strcmp(name, "scale") ? 0 : 500;
+}
+int cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                   unsigned shared, void *s, void **arguments, void **extra) {
+    if (f != (void *)0x7f0033333333 || gy * gz * by * bz != 1 || shared || extra || stream_ok(s)) return 400;
+    float *values = *(float **)arguments[0]; int count = *(int *)arguments[1]; float by_what = *(float *)arguments[2];
+    if (gx * bx < count) return 1;
+    for (int i = 0; i < count; i++) values[i] *= by_what;
+    return 0;
+}
 long fake_allocated(void) { return allocated; }
 """
 
@@ -78,8 +111,8 @@ def test_driver_calls_pass_whole_addresses_and_free_everything(tmp_path: Path) -
     device, out = cuda.device_buffer(1000), cuda.pinned(1000)
     host = cuda.pinned(1000)
     host[:] = np.arange(1000) % 251
-    cuda.upload(device, host, 1000)
-    cuda.download(out, device, 999)
+    cuda.upload(device.address, host, 1000)
+    cuda.download(out, device.address, 999)
     cuda.synchronise()
     np.testing.assert_array_equal(out[:999], host[:999])
     with pytest.raises(EngineError, match="out of memory"):
@@ -94,3 +127,43 @@ def test_driver_calls_pass_whole_addresses_and_free_everything(tmp_path: Path) -
     del view
     gc.collect()
     assert counter() == 0
+
+
+def test_events_graphs_and_kernels(tmp_path: Path) -> None:
+    """Handles arrive whole, arguments by their types; a capture that fails says so and leaves nothing behind."""
+    import ctypes
+    import gc
+
+    library = fake_driver(tmp_path)
+    cuda = Cuda((library,))
+    counter, break_it = ctypes.CDLL(library).fake_allocated, ctypes.CDLL(library).fake_break
+    event, stream = cuda.new_event(), cuda.new_stream()
+    cuda.record(event, stream)
+    cuda.wait(stream, event)
+    cuda.wait_here(event)
+    assert cuda.elapsed_ms(event, event) == 2.5
+    work: list[str] = []
+    graph = cuda.capture(stream, lambda: work.append("queued"))
+    cuda.replay(graph, stream)
+    assert work == ["queued"]
+    assert counter() == 1
+    del graph
+    gc.collect()
+    assert counter() == 0
+    break_it(1)
+    with pytest.raises(EngineError, match="cannot be captured"):
+        cuda.capture(stream, lambda: None)
+    break_it(0)
+
+    values = np.arange(300, dtype=np.float32)
+    function = cuda.load_kernels(b"cubin").function("scale")
+    arguments = [ctypes.c_uint64(values.ctypes.data), ctypes.c_int(300), ctypes.c_float(0.5)]
+    cuda.launch(function, 300, arguments, stream)
+    np.testing.assert_array_equal(values, np.arange(300, dtype=np.float32) / 2)
+    buffer = cuda.device_buffer(8)
+    cuda.fill(buffer.address, 7, 8)
+    assert bytes((ctypes.c_uint8 * 8).from_address(buffer.address)) == b"\7" * 8
+    with pytest.raises(EngineError, match="cuModuleGetFunction gave error 500"):
+        cuda.load_kernels(b"cubin").function("other")
+    with pytest.raises(EngineError, match="cuModuleLoadData"):
+        cuda.load_kernels(b"nothing")

@@ -234,8 +234,14 @@ def test_not_a_number_is_a_failure_that_json_can_hold(machine: Machine) -> None:
 
     def poisoned(this: Any, stream: int) -> bool:
         done = bool(execute(this, stream))
-        if "camera_bev" in this.made and "bev" not in this.made:
-            cuda.memory[this.addresses["camera_bev"]][:4].view(np.float32)[0] = np.nan
+        held = this.state.addresses
+        if "camera_bev" in held and "bev" not in held:
+            place = held["camera_bev"], 4
+
+            def poison() -> None:
+                cuda.bytes_at(*place).view(np.float32)[0] = np.nan
+
+            cuda.queue(stream, "poison", poison, reads=[], writes=[place])
         return done
 
     machine.trt.answers[("IExecutionContext", "execute_async_v3")] = poisoned

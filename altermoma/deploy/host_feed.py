@@ -1,0 +1,65 @@
+"""Graph inputs made on the host by the numpy path, page-locked and copied to the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from numpy.typing import NDArray
+
+from altermoma.deploy.buckets import Buckets, Limits
+from altermoma.deploy.device_frame import RawFrame
+from altermoma.deploy.device_memory import Arena
+from altermoma.deploy.engines import Shape
+from altermoma.frames import Calibration
+from altermoma.geometry import Geometry
+from altermoma.ops.prepare import FramePreparer, StageInputs, nothing_seen
+
+
+class HostFeed:
+    """Prepares frames with `FramePreparer`, its tables padded to buckets."""
+
+    preparation: Literal["host", "device"] = "host"
+
+    def __init__(self, geometry: Geometry, limits: Limits) -> None:
+        self.dropped = 0
+        self._preparer = FramePreparer(geometry, Buckets(limits))
+        self._inputs: StageInputs = {}
+
+    @property
+    def timings_ms(self) -> dict[str, float]:
+        """Of the last frame's parts on the host."""
+        return self._preparer.timings_ms
+
+    def camera(self, frame: RawFrame, arena: Arena, stream: int) -> None:
+        """Prepares images and depth."""
+        arena.write(self._preparer.camera_inputs(frame.images_vhw3, frame.points_p5, frame.calibration))
+        arena.upload(stream)
+
+    def queue_camera(self, arena: Arena, stream: int) -> None:
+        """Nothing: `camera` did it all."""
+
+    def pooling(self, calibration: Calibration) -> Mapping[str, NDArray[Any]]:
+        """The pooling tables of a calibration."""
+        self._preparer.timings_ms.pop("tables", None)
+        return self._preparer.pooling_inputs(calibration)
+
+    def measure(self, frame: RawFrame, stream: int) -> Mapping[str, Shape] | None:
+        """Prepares voxels or pillars with their tables."""
+        del stream
+        before = self._preparer.dropped_voxels
+        pooling_ms = self._preparer.timings_ms["tables"]
+        self._inputs = self._preparer.lidar_inputs(frame.points_p5)
+        self._preparer.timings_ms["tables"] += pooling_ms
+        self.dropped = self._preparer.dropped_voxels - before
+        if nothing_seen(self._inputs):
+            return None
+        return {name: array.shape for name, array in self._inputs.items()}
+
+    def lidar(self, arena: Arena, stream: int) -> None:
+        """Copies what `measure` prepared."""
+        arena.write(self._inputs)
+        arena.upload(stream)
+
+    def queue_lidar(self, arena: Arena, stream: int) -> None:
+        """Nothing: `lidar` did it all."""

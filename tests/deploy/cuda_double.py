@@ -1,0 +1,226 @@
+"""A stand-in for CUDA that runs nothing before it must, and that sees every access without a required order.
+
+Device memory is host memory. Work is queued per stream and done as late as the caller's synchronisation allows, so that
+a result that is read too early, or a page-locked buffer that is written too early, is wrong. Beside that, vector clocks
+record what happens before what: two accesses to the same bytes, one of them writing, must be ordered by a stream, an
+event or the host, whatever the real timing is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+Range = tuple[int, int]
+Clock = dict[int, int]
+HOST = 0
+
+
+class RaceError(AssertionError):
+    """Two accesses that nothing orders."""
+
+
+@dataclass
+class Work:
+    """Something queued: what it does, and which bytes it reads and writes."""
+
+    name: str
+    run: Callable[[], None]
+    reads: list[Range]
+    writes: list[Range]
+
+
+@dataclass
+class Access:
+    name: str
+    place: Range
+    writing: bool
+    stream: int
+    number: int
+
+
+@dataclass
+class Event:
+    stream: int = HOST
+    clock: Clock = field(default_factory=dict)
+    done: bool = True
+
+
+def merged(*clocks: Clock) -> Clock:
+    return {key: max(clock.get(key, 0) for clock in clocks) for key in {k for clock in clocks for k in clock}}
+
+
+def overlap(first: Range, second: Range) -> bool:
+    return first[0] < second[0] + second[1] and second[0] < first[0] + first[1]
+
+
+class FakeCuda:
+    """The surface of `altermoma.deploy.cuda_driver.Cuda`. `log` lists what was queued as (stream, name).
+
+    `kernels` gives the functions of a module: name -> callable (threads, arguments) that runs on host memory, and the
+    arguments that it writes to.
+    """
+
+    def __init__(self, kernels: Any = None) -> None:
+        self.gpu = SimpleNamespace(name="Test GPU", compute_capability="8.7")
+        self.log: list[tuple[int, str]] = []
+        self.replays = 0
+        self._kernels = kernels
+        self._blocks: dict[int, np.ndarray[Any, Any]] = {}
+        self._events: dict[int, Event] = {}
+        self._queues: dict[int, deque[Callable[[], None]]] = {}
+        self._clocks: dict[int, Clock] = {HOST: {}}
+        self._accesses: list[Access] = []
+        self._captured: dict[int, list[Work]] = {}
+        self._next = 0x7000
+        self.stream = self.new_stream()
+
+    def _handle(self) -> int:
+        self._next += 1
+        return self._next
+
+    def new_stream(self) -> int:
+        stream = self._handle()
+        self._queues[stream], self._clocks[stream] = deque(), {}
+        return stream
+
+    def new_event(self) -> int:
+        event = self._handle()
+        self._events[event] = Event()
+        return event
+
+    def device_buffer(self, size: int) -> Any:
+        block = np.full(max(size, 1) + 256, 0xAB, np.uint8)
+        address = -(-block.ctypes.data // 256) * 256
+        self._blocks[address] = block
+        return SimpleNamespace(address=address, size=size)
+
+    def pinned(self, size: int) -> np.ndarray[Any, Any]:
+        return np.full(max(size, 1), 0xCD, np.uint8)
+
+    def bytes_at(self, address: int, size: int) -> np.ndarray[Any, Any]:
+        """Device memory; an address outside of every allocation is an error."""
+        for begin, block in self._blocks.items():
+            if begin <= address and address + size <= block.ctypes.data + block.size:
+                return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+        raise RaceError(f"{size} bytes at {address:#x} are not allocated")
+
+    def record(self, event: int, stream: int) -> None:
+        found = self._events[event] = Event(stream, merged(self._clocks[stream], self._clocks[HOST]), done=False)
+
+        def come() -> None:
+            found.done = True
+
+        self._queues[stream].append(come)
+
+    def wait(self, stream: int, event: int) -> None:
+        found = self._events[event]
+        self._clocks[stream] = merged(self._clocks[stream], found.clock)
+        self._queues[stream].append(lambda: self._drain(found))
+
+    def wait_here(self, event: int) -> None:
+        found = self._events[event]
+        self._drain(found)
+        self._settle(found.clock)
+
+    def synchronise(self, stream: int | None = None) -> None:
+        queue = self._queues[stream or self.stream]
+        while queue:
+            queue.popleft()()
+        self._settle(self._clocks[stream or self.stream])
+
+    def elapsed_ms(self, first: int, second: int) -> float:
+        assert self._events[first].done, "an event that has not come has no time"
+        assert self._events[second].done, "an event that has not come has no time"
+        return 1.0
+
+    def upload(self, address: int, host: np.ndarray[Any, Any], size: int, stream: int | None = None) -> None:
+        then, captured = host[:size].copy(), self.capturing(stream or self.stream)
+
+        def copy() -> None:
+            if not captured and not np.array_equal(then, host[:size]):
+                raise RaceError("the host wrote to page-locked memory that a copy had yet to read")
+            self.bytes_at(address, size)[:] = host[:size]
+
+        self.queue(stream, "upload", copy, reads=[(host.ctypes.data, size)], writes=[(address, size)])
+
+    def download(self, host: np.ndarray[Any, Any], address: int, size: int, stream: int | None = None) -> None:
+        def copy() -> None:
+            host[:size] = self.bytes_at(address, size)
+
+        self.queue(stream, "download", copy, reads=[(address, size)], writes=[(host.ctypes.data, size)])
+
+    def fill(self, address: int, byte: int, size: int, stream: int | None = None) -> None:
+        def fill() -> None:
+            self.bytes_at(address, size)[:] = byte
+
+        self.queue(stream, "fill", fill, reads=[], writes=[(address, size)])
+
+    def load_kernels(self, image: bytes) -> Any:
+        return self._kernels(image)
+
+    def launch(self, function: Any, threads: int, arguments: Sequence[Any], stream: int | None = None) -> None:
+        held = [type(value)(value.value) for value in arguments]
+        used = [(value.value, self._rest(value.value)) for value in held if isinstance(value, ctypes.c_uint64)]
+        writes = [place for place, writing in zip(used, function.writing, strict=True) if writing]
+        reads = [place for place, writing in zip(used, function.writing, strict=True) if not writing]
+        self.queue(stream, function.name, lambda: function(threads, held), reads=reads, writes=writes)
+
+    def _rest(self, address: int) -> int:
+        """One byte stands for a whole tensor: kernels are given the begin of each."""
+        self.bytes_at(address, 1)
+        return 1
+
+    def capturing(self, stream: int) -> bool:
+        return stream in self._captured
+
+    def capture(self, stream: int, work: Callable[[], None]) -> list[Work]:
+        self._captured[stream] = []
+        try:
+            work()
+        finally:
+            found = self._captured.pop(stream)
+        return found
+
+    def replay(self, graph: list[Work], stream: int) -> None:
+        self.replays += 1
+        for work in graph:
+            self.queue(stream, work.name, work.run, reads=work.reads, writes=work.writes)
+
+    def queue(
+        self, stream: int | None, name: str, run: Callable[[], None], *, reads: list[Range], writes: list[Range]
+    ) -> None:
+        """Queues work, and holds it against everything that touched the same bytes."""
+        stream = stream or self.stream
+        work = Work(name, run, reads, writes)
+        if stream in self._captured:
+            self._captured[stream].append(work)
+            return
+        clock = merged(self._clocks[stream], self._clocks[HOST])
+        clock[stream] = clock.get(stream, 0) + 1
+        self._clocks[stream] = clock
+        for place, writing in [*((p, False) for p in reads), *((p, True) for p in writes)]:
+            self._check(Access(name, place, writing, stream, clock[stream]), clock)
+        self.log.append((stream, name))
+        self._queues[stream].append(run)
+
+    def _check(self, new: Access, clock: Clock) -> None:
+        for old in self._accesses:
+            if (old.writing or new.writing) and overlap(old.place, new.place) and clock.get(old.stream, 0) < old.number:
+                raise RaceError(f"nothing orders {old.name} and {new.name}, which share memory")
+        self._accesses.append(new)
+
+    def _drain(self, event: Event) -> None:
+        while not event.done:
+            self._queues[event.stream].popleft()()
+
+    def _settle(self, clock: Clock) -> None:
+        """What the host has waited for is before everything that comes."""
+        self._clocks[HOST] = merged(self._clocks[HOST], clock)
+        self._accesses = [a for a in self._accesses if a.number > self._clocks[HOST].get(a.stream, 0)]

@@ -1,0 +1,234 @@
+"""Whole frames on the device: results, graphs, and that everything that must be ordered is ordered."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cuda_double import FakeCuda, RaceError
+from device_machine import become_gpu_machine, built
+from tensorrt_double import VERSIONS, TensorRtDouble
+from tiny_bundle import frame
+
+from altermoma.deploy.buckets import Buckets
+from altermoma.deploy.bundle import Bundle
+from altermoma.deploy.device_frame import LINE_PARTS, DeviceFrame
+from altermoma.deploy.pipeline import NO_POINTS, Pipeline
+from altermoma.errors import EngineError
+from altermoma.frames import Calibration, Frame
+
+pytestmark = pytest.mark.skipif(not VERSIONS, reason="no TensorRT API files beside the checkout")
+
+ONE = pytest.mark.parametrize("trt", ["10.3.0"], indirect=True)
+
+
+@pytest.fixture
+def cuda(trt: TensorRtDouble, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    made = FakeCuda()
+    become_gpu_machine(trt, made, monkeypatch)
+    return made
+
+
+@pytest.fixture
+def pipeline(cuda: FakeCuda, copied: Path) -> Pipeline:
+    del cuda
+    return Pipeline.from_bundle(built(copied), "tensorrt", precision="fp32", preparation="host")
+
+
+def on_cpu(bundle: Bundle, of: Frame) -> np.ndarray:
+    return answer(Pipeline.from_bundle(bundle, precision="fp32"), of)
+
+
+def answer(pipeline: Pipeline, of: Frame) -> np.ndarray:
+    return pipeline(of.images_vhw3, of.points_p5, of.calibration).boxes.geometry_m9
+
+
+def device_of(pipeline: Pipeline) -> DeviceFrame:
+    assert pipeline.device is not None
+    return pipeline.device
+
+
+def moved(of: Frame, metres: float) -> Frame:
+    poses = of.calibration.camera_from_lidar_v44.copy()
+    poses[:, :3, 3] += metres
+    return dataclasses.replace(of, calibration=dataclasses.replace(of.calibration, camera_from_lidar_v44=poses))
+
+
+def test_frames_are_right_on_every_version(pipeline: Pipeline, bundle: Bundle) -> None:
+    """The first frame of a bucket is queued, the second captured, then replayed; all as on ONNX Runtime."""
+    for seed, points in ((1, 300), (2, 290), (3, 280), (4, 20), (5, 30), (6, 300)):
+        np.testing.assert_array_equal(answer(pipeline, frame(seed, points)), on_cpu(bundle, frame(seed, points)))
+    assert device_of(pipeline).captures() == {"camera": 1, "lidar": 2, "head": 1}
+    assert device_of(pipeline).refusals() == {}
+    assert device_of(pipeline).memory_bytes() > 0
+
+
+@ONE
+def test_nothing_but_inputs_and_the_answer_is_copied(pipeline: Pipeline, cuda: FakeCuda) -> None:
+    of = frame(1)
+    answer(pipeline, of)
+    cuda.log.clear()
+    answer(pipeline, of)
+    copies = [name for _, name in cuda.log if name in {"upload", "download"}]
+    assert copies == ["upload", "upload", "download"], "images and depth; voxels and tables; the head's outputs"
+    streams = {name: stream for stream, name in cuda.log if name.startswith("engine")}
+    assert len(set(streams.values())) == 2
+    assert streams["engine lidar_bev"] not in {streams[n] for n in streams if n != "engine lidar_bev"}
+
+
+@ONE
+def test_timings_name_what_is_queued_together(pipeline: Pipeline) -> None:
+    of = frame(1)
+    found = pipeline(of.images_vhw3, of.points_p5, of.calibration)
+    assert set(LINE_PARTS.values()) <= set(found.timings_ms)
+    assert {"images", "depth", "voxels", "tables", "decode"} <= set(found.timings_ms)
+    empty = pipeline(of.images_vhw3, np.zeros((0, 5), np.float32), of.calibration)
+    assert LINE_PARTS["lidar"] not in empty.timings_ms
+
+
+@ONE
+def test_a_small_change_of_calibration_keeps_the_graphs(
+    pipeline: Pipeline, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New tables of the same shape are uploaded; only tables that outgrow theirs are captured again."""
+    of = frame(1)
+    for _ in range(3):
+        answer(pipeline, of)
+    pools = [device_of(pipeline)._pool]
+    for metres in (1e-4, 0.1):
+        of = moved(of, metres)
+        np.testing.assert_array_equal(answer(pipeline, of), on_cpu(bundle, of))
+        pools.append(device_of(pipeline)._pool)
+    assert pools[0] is pools[1]
+    monkeypatch.setattr(Buckets, "size", lambda _, table, rows: rows)
+    wide = dataclasses.replace(of, calibration=spread(of.calibration))
+    for _ in range(3):
+        np.testing.assert_array_equal(answer(pipeline, wide), on_cpu(bundle, wide))
+    assert device_of(pipeline)._pool is not pools[0]
+    assert device_of(pipeline).captures()["camera"] == 1
+
+
+def spread(calibration: Calibration) -> Calibration:
+    """Cameras that lie on their side: every column is in many cells."""
+    turn = np.eye(4)
+    turn[:2, :2] = [[0, -1], [1, 0]]
+    return dataclasses.replace(calibration, camera_from_lidar_v44=turn @ calibration.camera_from_lidar_v44)
+
+
+@ONE
+def test_degraded_frames_are_answered_and_flagged(pipeline: Pipeline, bundle: Bundle) -> None:
+    of = frame(1)
+    answer(pipeline, of)
+    cpu = Pipeline.from_bundle(bundle, precision="fp32")
+    black = of.images_vhw3.copy()
+    black[1] = 0
+    far = np.full((5, 5), 1000.0, np.float32)
+    crowd = frame(3, points=1500).points_p5
+    for images, points in (
+        (black, of.points_p5),
+        (of.images_vhw3, of.points_p5[:0]),
+        (of.images_vhw3, far),
+        (of.images_vhw3, crowd),
+        (of.images_vhw3, of.points_p5),
+    ):
+        found, wanted = (p(images, points, of.calibration) for p in (pipeline, cpu))
+        assert found.warnings == wanted.warnings
+        np.testing.assert_array_equal(found.boxes.geometry_m9, wanted.boxes.geometry_m9)
+    assert pipeline(of.images_vhw3, far, of.calibration).warnings == (NO_POINTS,)
+
+
+@ONE
+def test_a_graph_that_cannot_be_captured_is_told(
+    cuda: FakeCuda, copied: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(stream: int, work: Callable[[], None]) -> None:
+        raise EngineError("no graph today")
+
+    pipeline = Pipeline.from_bundle(built(copied), "tensorrt", precision="fp32", preparation="host")
+    monkeypatch.setattr(cuda, "capture", refuse)
+    for seed in (1, 2, 3):
+        np.testing.assert_array_equal(answer(pipeline, frame(seed)), on_cpu(bundle, frame(seed)))
+    assert device_of(pipeline).refusals() == dict.fromkeys(("head", "camera", "lidar"), "no graph today")
+
+
+@ONE
+def test_after_a_failure_the_next_frame_is_right(pipeline: Pipeline, trt: TensorRtDouble, bundle: Bundle) -> None:
+    answer(pipeline, frame(1))
+    execute = trt.answers[("IExecutionContext", "execute_async_v3")]
+    trt.answers[("IExecutionContext", "execute_async_v3")] = lambda *_: False
+    with pytest.raises(EngineError, match="did not run"):
+        answer(pipeline, frame(2))
+    trt.answers[("IExecutionContext", "execute_async_v3")] = execute
+    for seed in (3, 4, 5):
+        np.testing.assert_array_equal(answer(pipeline, frame(seed)), on_cpu(bundle, frame(seed)))
+
+
+def frames_to_try() -> list[Frame]:
+    """Queued, captured and replayed; an empty cloud in between; another calibration."""
+    empty = dataclasses.replace(frame(9), points_p5=np.zeros((0, 5), np.float32))
+    return [frame(1), frame(2), frame(3), empty, frame(4), moved(frame(5), 0.1), frame(6)]
+
+
+def run_all(copied: Path) -> list[np.ndarray]:
+    pipeline = Pipeline.from_bundle(built(copied), "tensorrt", precision="fp32", preparation="host")
+    return [answer(pipeline, of) for of in frames_to_try()]
+
+
+@ONE
+@pytest.mark.parametrize("lost", ["the join", "the answer"])
+def test_a_missing_synchronisation_is_found(
+    cuda: FakeCuda, copied: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """Each of the two points where the runtime waits is needed, and the stand-in notices when it is not there."""
+    method = {"the join": "wait", "the answer": "wait_here"}[lost]
+    waits: list[Any] = []
+    monkeypatch.setattr(cuda, method, lambda *arguments: waits.append(arguments))
+    monkeypatch.setattr(cuda, "elapsed_ms", lambda *_: 1.0)
+    try:
+        found = run_all(copied)
+    except (RaceError, IndexError):  # labels that were read before they were there
+        found = []
+    assert waits
+    wrong = [not np.array_equal(a, on_cpu(bundle, of)) for a, of in zip(found, frames_to_try(), strict=False)]
+    assert not found or any(wrong)
+
+
+@ONE
+def test_the_lines_are_ordered_by_nothing_but_that(cuda: FakeCuda, copied: Path, bundle: Bundle) -> None:
+    """The same frames with everything in place; two waits a frame, no more."""
+    waits: list[str] = []
+    wait, here, synchronise = cuda.wait, cuda.wait_here, cuda.synchronise
+    cuda.wait = lambda *a: (waits.append("wait"), wait(*a))[1]  # type: ignore[method-assign]
+    cuda.wait_here = lambda *a: (waits.append("here"), here(*a))[1]  # type: ignore[method-assign]
+    cuda.synchronise = lambda *a: (waits.append("all"), synchronise(*a))[1]  # type: ignore[method-assign]
+    for found, of in zip(run_all(copied), frames_to_try(), strict=True):
+        np.testing.assert_array_equal(found, on_cpu(bundle, of))
+    assert waits == ["wait", "here"] * len(frames_to_try())
+
+
+@ONE
+def test_lines_that_shared_memory_would_be_found(cuda: FakeCuda, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The camera's and the LiDAR's scratch memory must not be one: they run at once."""
+    shared = cuda.device_buffer(1 << 20)
+    monkeypatch.setattr(DeviceFrame, "_scratch_of", lambda *_: shared)
+    with pytest.raises(RaceError, match="nothing orders"):
+        run_all(copied)
+
+
+@ONE
+@pytest.mark.usefixtures("cuda")
+def test_stages_that_do_not_fit_are_refused(trt: TensorRtDouble, copied: Path) -> None:
+    bundle = built(copied)
+    read = trt.answers[("ICudaEngine", "get_tensor_dtype")]
+
+    def other(engine: Any, name: str) -> Any:
+        half = name == "bev" and "bev" in {value.name for value in engine.session.get_inputs()}
+        return trt.DataType.HALF if half else read(engine, name)
+
+    trt.answers[("ICudaEngine", "get_tensor_dtype")] = other
+    with pytest.raises(EngineError, match="bev is float16 and float32 in different stages"):
+        Pipeline.from_bundle(bundle, "tensorrt", precision="fp32")
