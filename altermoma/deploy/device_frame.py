@@ -59,8 +59,16 @@ class Feed(Protocol):
     """Makes the graph inputs of a frame, on the host or on the device. `queue_*` are captured, the others are not."""
 
     preparation: Literal["host", "device"]
-    timings_ms: dict[str, float]
-    dropped: int
+
+    @property
+    def timings_ms(self) -> Mapping[str, float]:
+        """Milliseconds of the last frame's parts."""
+        ...
+
+    @property
+    def dropped(self) -> int:
+        """Voxels or pillars of the last frame that were left out."""
+        ...
 
     def camera(self, frame: RawFrame, arena: Arena, stream: int) -> None:
         """Brings a frame's camera inputs, or what they are made of, to the device."""

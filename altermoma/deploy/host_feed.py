@@ -22,7 +22,7 @@ class HostFeed:
     preparation: Literal["host", "device"] = "host"
 
     def __init__(self, geometry: Geometry, limits: Limits) -> None:
-        self.dropped = 0
+        self._dropped = 0
         self._preparer = FramePreparer(geometry, Buckets(limits))
         self._inputs: StageInputs = {}
 
@@ -30,6 +30,11 @@ class HostFeed:
     def timings_ms(self) -> dict[str, float]:
         """Of the last frame's parts on the host."""
         return self._preparer.timings_ms
+
+    @property
+    def dropped(self) -> int:
+        """Voxels or pillars of the last frame that were left out."""
+        return self._dropped
 
     def camera(self, frame: RawFrame, arena: Arena, stream: int) -> None:
         """Prepares images and depth."""
@@ -51,7 +56,7 @@ class HostFeed:
         pooling_ms = self._preparer.timings_ms["tables"]
         self._inputs = self._preparer.lidar_inputs(frame.points_p5)
         self._preparer.timings_ms["tables"] += pooling_ms
-        self.dropped = self._preparer.dropped_voxels - before
+        self._dropped = self._preparer.dropped_voxels - before
         if nothing_seen(self._inputs):
             return None
         return {name: array.shape for name, array in self._inputs.items()}
