@@ -10,9 +10,9 @@ map memory. Writes <runs>/<preset>/profile.json.
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from collections import defaultdict
+from collections.abc import Container
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,17 +68,10 @@ def computed_by(graph: onnx.GraphProto, name: str) -> str:
     return makers[tensor].name if tensor in makers else name
 
 
-def owner(path: list[str], layers: list[str]) -> str | None:
-    """The layer that a node belongs to. Nodes leave out containers (`encoder_layers`) of their module path."""
-    best: tuple[int, int, str] | None = None
-    for layer in layers:
-        parts = layer.split(".")
-        for count in range(len(path), 0, -1):
-            rest = iter(parts)
-            if path[count - 1] == parts[-1] and all(part in rest for part in path[:count]):
-                best = max(best or (0, 0, ""), (count, -len(parts), layer))
-                break
-    return best[2] if best else None
+def owner(path: list[str], layers: Container[str]) -> str | None:
+    """The layer that a node of this path belongs to."""
+    above = (".".join(path[:count]) for count in range(len(path), 0, -1))
+    return next((name for name in above if name in layers), None)
 
 
 def by_layer(nodes: dict[str, float], bundle: Bundle, stage_of: dict[str, str]) -> dict[str, float]:
@@ -88,8 +81,7 @@ def by_layer(nodes: dict[str, float], bundle: Bundle, stage_of: dict[str, str]) 
     found = dict.fromkeys(stage_of, 0.0)
     for key, ms in nodes.items():
         stage, _, event = key.partition(":")
-        path = re.split(r"[/.]", computed_by(graphs[stage], event))
-        layer = owner(path, [layer for layer, at in stage_of.items() if at == stage])
+        layer = owner(computed_by(graphs[stage], event).split("/"), stage_of)
         if layer is not None:
             found[layer] += ms
     return found

@@ -16,7 +16,7 @@ from altermoma.export.contract import ModelContract, StageContract, TensorSpec
 from altermoma.export.graph import FLOAT, INT32, dims_of, infer_shapes
 from altermoma.export.passes.fold_batchnorm import fold_batchnorm
 from altermoma.export.passes.fold_constants import fold_constants
-from altermoma.export.passes.names import readable_names
+from altermoma.export.passes.names import ModulePaths, readable_names
 from altermoma.export.passes.simplify import simplify
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ def export_stage(
         contract.check_array(spec, inputs[spec.name], bindings)
     model = _trace(module, contract, stage_contract, inputs, opset)
     model.ir_version = IR_VERSION
+    paths = ModulePaths(name for name, _ in module.named_modules())
+    model = readable_names(model, lambda name: paths.of_node(name, elsewhere=stage))
     for step in (fold_constants, fold_batchnorm, simplify, fold_constants, readable_names):
         model = step(model)
     model = _check_public(model, contract, stage_contract)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from altermoma.models.config import CameraConfig
-from altermoma.ops.functional import pool_bev
+from altermoma.ops.functional import cells_to_map, pool_bev
 
 
 class ConvModule(nn.Module):
@@ -47,10 +47,19 @@ class LssNeck(nn.Module):
 
 
 class BevPool(nn.Module):
-    """altermoma.ops.functional.pool_bev as a module, so that its work has a name in profiles and FLOP counts."""
+    """altermoma.ops.functional.pool_bev as a module: its work has a name in graphs and in counts of FLOPs."""
 
-    def forward(self, depth_weights: Tensor, pixel_features: Tensor, tables: Sequence[Tensor]) -> Tensor:
-        return pool_bev(depth_weights, pixel_features, tables)
+    def forward(
+        self,
+        depth_weights: Tensor,
+        pixel_features: Tensor,
+        tables: Sequence[Tensor],
+        size: int,
+        shape_xy: tuple[int, int],
+    ) -> Tensor:
+        """Depth weights [N, h, w, D] and features [N, h, w, C] of `size` frames -> maps [size, C, X, Y]."""
+        cells = pool_bev(depth_weights, pixel_features, tables)
+        return cells_to_map(cells.reshape(size, *shape_xy, cells.shape[1]))
 
 
 class DepthLift(nn.Module):
@@ -76,6 +85,11 @@ class DepthLift(nn.Module):
         )  # fmt: skip
         self.pooling = BevPool()
         self.downsample = _downsample(config.channels, config.downsample)
+
+    def forward(self, features: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+        """As `lift`, under the module's name in a trace. In the model, pooling and downsampling are its children too,
+        and FLOPs are counted by who calls whom."""
+        return self.lift(features, depth)
 
     def lift(self, features: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
         """[N, C, h, w] and [N, 1, H, W] metres -> depth weights [N, h, w, D] and pixel features [N, h, w, C]."""

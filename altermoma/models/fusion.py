@@ -18,7 +18,6 @@ from altermoma.models.pillars import PillarEncoder
 from altermoma.models.resnet import ResNet
 from altermoma.models.sparse_encoder import SparseEncoder
 from altermoma.models.swin import Swin
-from altermoma.ops.functional import cells_to_map
 from altermoma.ops.pillars import DECORATIONS
 from altermoma.ops.sparse_tables import level_shapes
 from altermoma.recipe import Partition
@@ -97,8 +96,7 @@ class FusionModel(nn.Module):
     def pool(self, depth_weights: Tensor, pixel_features: Tensor, tables: list[Tensor], size: int) -> Tensor:
         """Lifted pixels -> camera BEV [B, C, X, Y]."""
         shape = self.config.geometry.pool_shape
-        cells = self.view_transform.pooling(depth_weights, pixel_features, tables)
-        bev = cells_to_map(cells.reshape(size, *shape, cells.shape[1]))
+        bev = self.view_transform.pooling(depth_weights, pixel_features, tables, size, shape)
         return self.view_transform.downsample(bev)  # type: ignore[no-any-return]
 
     def camera_branch(self, batch: FrameBatch) -> Tensor:

@@ -33,7 +33,7 @@ class CameraStage(StageModule):
 
     def forward(self, images: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
         features = self.img_neck(self.img_backbone(images))
-        return self.view_transform.lift(features, depth)
+        return self.view_transform(features, depth)  # type: ignore[no-any-return]
 
 
 class ViewStage(StageModule):
@@ -44,10 +44,12 @@ class ViewStage(StageModule):
     def __init__(self, model: FusionModel) -> None:
         super().__init__()
         self.inputs = ("depth_weights", "pixel_features", *model.pool_tables)
-        self.model = model
+        self.view_transform = model.view_transform
+        # A bound method is no child, which would put the whole model into this stage.
+        self._pool = model.pool
 
     def forward(self, depth_weights: Tensor, pixel_features: Tensor, *tables: Tensor) -> Tensor:
-        return self.model.pool(depth_weights, pixel_features, list(tables), 1)
+        return self._pool(depth_weights, pixel_features, list(tables), 1)
 
 
 class LidarStage(StageModule):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from export_frames import PRESET, exported, random_frame, random_model
+from torch import nn
 
 from altermoma.errors import ExportError, RecipeError, UnsupportedError
 from altermoma.export.contract import load_contract
@@ -90,10 +92,25 @@ def test_every_inner_size_is_known_by_number_or_name(precision: Precision) -> No
             assert all(isinstance(d, int) or named(d or "") <= axes for d in dims), (info.name, dims)
 
 
-def test_names_follow_the_model() -> None:
-    names = {node.name for graph in exported("fp32").stages.values() for node in graph.graph.node}
-    assert "img_backbone/layer1/0/conv1/Conv" in names
-    assert any(name.startswith("bbox_head/decoder.0/self_attn/attn/out_proj/") for name in names)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_nodes_are_named_by_the_modules_that_they_are_of(precision: Precision) -> None:
+    """By whole paths, so that each layer is found: its own nodes begin with its path, and no node is of no module."""
+    model = random_model()
+    norms = nn.BatchNorm1d, nn.BatchNorm2d
+    weighted = {name: module for name, module in model.named_modules() if hasattr(module, "weight")}
+    convolutions = {name for name, module in weighted.items() if not isinstance(module, norms)}
+    paths = {name.replace(".", "/") for name, _ in model.named_modules() if name}
+    for stage, graph in exported(precision).stages.items():
+        tensors = {info.name for info in (*graph.graph.input, *graph.graph.output)}
+        for node in graph.graph.node:
+            owners = {"/".join(node.name.split("/")[:count]) for count in range(1, node.name.count("/") + 1)}
+            assert owners & (paths | {stage} | tensors), node.name
+            convolutions -= {owner.replace("/", ".") for owner in owners}
+    # Positions of all cells and rows by class are known beforehand: they are constants in the graph.
+    assert all(re.search(r"class_encoding|cross_posembed", name) for name in convolutions), convolutions
+
+
+def test_weights_have_names() -> None:
     weights = {item.name for graph in exported("fp32").stages.values() for item in graph.graph.initializer}
     assert not [name for name in weights if "::" in name]
 

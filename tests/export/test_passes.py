@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from export_graphs import Arrays, graph, node, random, run
 
+from altermoma.errors import ExportError
 from altermoma.export.contract import StageContract, TensorSpec
 from altermoma.export.graph import dims_of, value_types
 from altermoma.export.parity import open_session, run_session
@@ -16,7 +17,7 @@ from altermoma.export.passes.annotate import annotate
 from altermoma.export.passes.decompose_norm import decompose_norm
 from altermoma.export.passes.fold_batchnorm import fold_batchnorm
 from altermoma.export.passes.fold_constants import fold_constants
-from altermoma.export.passes.names import readable_names
+from altermoma.export.passes.names import ModulePaths, readable_names
 from altermoma.export.passes.simplify import simplify
 
 
@@ -261,13 +262,38 @@ def test_names_are_unique_readable_and_public_ones_stay() -> None:
     weights = {"onnx::Conv_7": random(3, 3, 1, 1), "a.weight": random(3, 3, 1, 1, seed=1)}
     model = graph(nodes, {"x": ("f", [1, 3, 2, 2])}, {"out": ("f", None)}, weights)
     model.graph.node[2].name = ""
-    named = readable_names(model)
+    paths = ModulePaths(["layer1", "layer1.0", "layer1.0.conv1"])
+    named = readable_names(model, lambda name: paths.of_node(name, elsewhere="stage"))
     onnx.checker.check_model(named, full_check=True)
-    assert [item.name for item in named.graph.node] == ["layer1/0/conv1/Conv", "layer1/0/conv1/Conv_2", "Relu"]
+    assert [item.name for item in named.graph.node] == ["layer1/0/conv1/Conv", "layer1/0/conv1/Conv_2", "stage/Relu"]
     assert {item.name for item in named.graph.initializer} == {"layer1/0/conv1/Conv.weight", "a.weight"}
     assert (named.graph.input[0].name, named.graph.output[0].name) == ("x", "out")
     x = random(1, 3, 2, 2, seed=5)
     np.testing.assert_array_equal(run(named, {"x": x})[0], run(model, {"x": x})[0])
+
+
+MODULES = ["", "head", "head.branches", "head.branches.0", "head.branches.0.box", "head.branches.0.box.0", "lone",
+           "lone.0", "two", "two.a", "two.a.0", "two.b", "two.b.0"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("traced", "path"),
+    [
+        ("/head/box/box.0/Conv", "head/branches/0/box/0/Conv"),
+        ("/head/branches.0/Relu", "head/branches/0/Relu"),
+        ("/lone.0/Conv_1", "lone/0/Conv_1"),
+        ("/head/Add", "head/Add"),
+        ("/Cast", "stage/Cast"),
+    ],
+)
+def test_containers_that_are_never_called_are_in_the_path(traced: str, path: str) -> None:
+    assert ModulePaths(MODULES).of_node(traced, elsewhere="stage") == path
+
+
+@pytest.mark.parametrize(("traced", "found"), [("/two/0/Conv", r"two\.a\.0, two\.b\.0"), ("/other/Conv", "no module")])
+def test_a_node_that_fits_no_module_or_two_is_an_error(traced: str, found: str) -> None:
+    with pytest.raises(ExportError, match=found):
+        ModulePaths(MODULES).of_node(traced, elsewhere="stage")
 
 
 def test_sizes_are_named_only_where_they_follow_from_the_rows() -> None:
