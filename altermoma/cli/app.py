@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import altermoma
-from altermoma.cli import bench, build, convert, data, evaluate, export, lint, prune, report, train
+from altermoma.cli import bench, build, convert, data, debug, evaluate, export, lint, prune, report, train
 from altermoma.cli.console import new_app, run_app
 
 app = new_app(
@@ -38,6 +38,7 @@ app.command("export")(export.export)
 app.command("lint")(lint.lint)
 app.command("build")(build.build)
 app.command("bench")(bench.bench)
+app.command("debug-precision")(debug.debug_precision)
 app.command("eval")(evaluate.evaluate)
 app.command("report")(report.report)
 

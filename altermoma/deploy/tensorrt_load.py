@@ -100,10 +100,20 @@ def load_engine(trt: Any, bundle: Bundle, record: EngineRecord) -> LoadedEngine:
         BundleError: the plan or the graph was altered.
         EngineError: the plan does not load here, or its weights do not fit.
     """
+    graph = bundle.graph(bundle.stages(record.precision)[record.stage]) if record.stripped else b""
+    return load_plan(trt, bundle.engine(record), record, graph)
+
+
+def load_plan(trt: Any, plan: bytes, record: EngineRecord, graph: bytes) -> LoadedEngine:
+    """Loads a plan; `graph` has the weights where the plan was stripped of them.
+
+    Raises:
+        EngineError: the plan does not load here, or its weights do not fit.
+    """
     messages: list[str] = []
     logger = make_logger(trt, messages)
     runtime = make_runtime(trt, logger, host_code=record.version_compatible, dla_core=record.dla_core)
-    engine = runtime.deserialize_cuda_engine(bundle.engine(record))
+    engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise EngineError(
             f"the engine of stage {record.stage} does not load: {complaints(messages)}",
@@ -111,7 +121,6 @@ def load_engine(trt: Any, bundle: Bundle, record: EngineRecord) -> LoadedEngine:
             remedy=f"run {BUILD_COMMAND} on this machine",
         )
     if record.stripped:
-        graph = bundle.graph(bundle.stages(record.precision)[record.stage])
         refit_engine(trt, engine, graph, logger, messages)
     return LoadedEngine(engine=engine, runtime=runtime, logger=logger, messages=messages)
 

@@ -20,6 +20,7 @@ from altermoma.recipe.sections import (
     PruneRecipe,
     Recipe,
     Sparsity,
+    StageName,
     TrainRecipe,
     at_full_size,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "PruneRecipe",
     "Recipe",
     "Sparsity",
+    "StageName",
     "TrainRecipe",
     "at_full_size",
     "from_dict",

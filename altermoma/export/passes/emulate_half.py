@@ -52,7 +52,7 @@ def _inner(name: str) -> str:
 
 def _rounded(node: onnx.NodeProto, halves: set[str], public: set[str]) -> list[onnx.NodeProto]:
     """The node in fp32 and, where it makes new half numbers, their rounding."""
-    made = [name for name in node.output if name in halves]
+    made = [i for i, name in enumerate(node.output) if name in halves]
     for names in (node.input, node.output):
         for i, name in enumerate(names):
             names[i] = _inner(name) if name in public else name
@@ -64,9 +64,8 @@ def _rounded(node: onnx.NodeProto, halves: set[str], public: set[str]) -> list[o
     if not made or node.op_type in EXACT_OPS:
         return [node]
     nodes = [node]
-    for i, name in enumerate(node.output):
-        if not name:
-            continue
+    for i in made:
+        name = node.output[i]
         raw, half = f"{name}.raw", f"{name}.half"
         node.output[i] = raw
         nodes.append(onnx.helper.make_node("Cast", [raw], [half], name=f"{node.name}/round_{i}", to=HALF))
