@@ -72,6 +72,7 @@ def _engine_runner(bundle: Bundle, precision: str) -> Callable[[bytes, StageReco
         UnsupportedError: no GPU with TensorRT.
     """
     from altermoma.deploy.cuda_driver import Cuda
+    from altermoma.deploy.engines import StageEngine
     from altermoma.deploy.tensorrt_api import import_tensorrt
     from altermoma.deploy.tensorrt_backend import TensorRtStage
     from altermoma.deploy.tensorrt_builder import build_engine
@@ -100,6 +101,7 @@ def _engine_runner(bundle: Bundle, precision: str) -> Callable[[bytes, StageReco
             stripped=options.builder.strip,
             **plain,
         )
-        return TensorRtStage(trt, load_plan(trt, built.plan, made, graph), record, cuda).run(feeds)
+        loaded = load_plan(trt, built.plan, made, graph)
+        return TensorRtStage(StageEngine(trt, loaded, record, cuda)).run(feeds)
 
     return run

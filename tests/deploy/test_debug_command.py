@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from cuda_double import FakeCuda
 from onnx import numpy_helper
-from tensorrt_double import VERSIONS, FakeCuda, TensorRtDouble, attach_runtime, built_in
+from tensorrt_double import VERSIONS, TensorRtDouble, attach_runtime, built_in
 from tiny_bundle import content
 
 from altermoma.cli.app import app
