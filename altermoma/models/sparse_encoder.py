@@ -35,17 +35,32 @@ class GatherConv(nn.Module):
         return convolve(rows, tables, self.weight)
 
 
+class RowNorm(nn.BatchNorm1d):
+    """Batch norm over rows. In training, rows that are no voxel (an empty segment has one) are left out."""
+
+    def forward(self, rows: Tensor, sources: Tensor, tables: Tables) -> Tensor:  # type: ignore[override]
+        """Rows that a convolution made of `sources` through `tables`, to the same normalised."""
+        if not self.training:
+            return super().forward(rows)
+        none = sources.shape[0]
+        voxels = torch.cat([(table < none).any(dim=1) for table in tables]).nonzero()[:, 0]
+        if len(voxels) < 2:
+            # There is no variance of so few.
+            return F.batch_norm(rows, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return torch.zeros_like(rows).index_copy(0, voxels, super().forward(rows.index_select(0, voxels)))
+
+
 class GatherConvUnit(nn.Sequential):
     """Convolution, batch norm, ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: Triple, *, submanifold: bool = False) -> None:
         super().__init__(
             GatherConv(in_channels, out_channels, kernel, submanifold=submanifold),
-            nn.BatchNorm1d(out_channels, eps=BN_EPS),
+            RowNorm(out_channels, eps=BN_EPS),
         )
 
     def forward(self, rows: Tensor, tables: Tables) -> Tensor:  # type: ignore[override]
-        return F.relu(self[1](self[0](rows, tables)))
+        return F.relu(self[1](self[0](rows, tables), rows, tables))
 
 
 class GatherBasicBlock(nn.Module):
@@ -54,13 +69,13 @@ class GatherBasicBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv1 = GatherConv(width, width, SUBMANIFOLD.kernel, submanifold=True)
-        self.bn1 = nn.BatchNorm1d(width, eps=BN_EPS)
+        self.bn1 = RowNorm(width, eps=BN_EPS)
         self.conv2 = GatherConv(width, width, SUBMANIFOLD.kernel, submanifold=True)
-        self.bn2 = nn.BatchNorm1d(width, eps=BN_EPS)
+        self.bn2 = RowNorm(width, eps=BN_EPS)
 
     def forward(self, rows: Tensor, tables: Tables) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(rows, tables)))
-        return F.relu(self.bn2(self.conv2(out, tables)) + rows)
+        out = F.relu(self.bn1(self.conv1(rows, tables), rows, tables))
+        return F.relu(self.bn2(self.conv2(out, tables), out, tables) + rows)
 
 
 class SparseEncoder(nn.Module):
