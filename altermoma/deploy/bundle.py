@@ -4,6 +4,7 @@ manifest.json                       what it is, and the SHA-256 of every other f
 README.md                           how to build and check it with trtexec and polygraphy
 stages/<precision>/<stage>.onnx
 reference/inputs.npz, outputs.npz   one frame, so that the target can check itself
+reference/feed.py                   hands that frame to trtexec and polygraphy
 engines/                            plans built on a target; used only where the manifest lists them
 """
 
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from altermoma.deploy import vendor_feed
 from altermoma.deploy.manifest import (
     AxisRange,
     EngineRecord,
@@ -30,6 +32,7 @@ from altermoma.deploy.manifest import (
 )
 from altermoma.deploy.readme import bundle_readme
 from altermoma.deploy.reference import Reference, read_reference, write_reference
+from altermoma.deploy.vendor_commands import FEED_FILE
 from altermoma.errors import BundleError
 from altermoma.geometry import Geometry
 from altermoma.storage import atomic_path, sha256_of, write_bytes, write_text
@@ -164,7 +167,8 @@ def write_bundle(folder: Path, content: BundleContent) -> Bundle:
             for name, graph in graphs.items():
                 write_bytes(draft / stages[precision][name].file, graph.onnx)
         write_reference(draft, content.reference)
-        write_text(draft / README_FILE, bundle_readme(manifest))
+        write_text(draft / README_FILE, bundle_readme(manifest, content.reference))
+        shutil.copy(vendor_feed.__file__, draft / FEED_FILE)
         files = {path: FileRecord(sha256=sha256_of(draft / path), size=size) for path, size in _sizes(draft).items()}
         write_text(draft / MANIFEST_FILE, to_text(dataclasses.replace(manifest, files=files)))
     return Bundle.open(folder)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from altermoma.deploy.manifest import Manifest, StageRecord
+from altermoma.deploy.reference import Reference
+from altermoma.deploy.vendor_commands import FEED_FILE, MAJORS, StageCommands
 
 
-def bundle_readme(manifest: Manifest) -> str:
-    """Markdown with exact commands per precision and stage, to be run inside the bundle folder."""
+def bundle_readme(manifest: Manifest, reference: Reference) -> str:
+    """Markdown with exact commands per precision, stage and TensorRT version, to be run inside the bundle folder."""
+    majors = majors_of(manifest)
     lines = [
         f"# {manifest.name}",
         "",
@@ -24,57 +25,55 @@ def bundle_readme(manifest: Manifest) -> str:
         '    pipeline = Pipeline.from_bundle("BUNDLE")',
         "    detections = pipeline(cameras_vhw3, points_p5, calibration)",
         "",
-        "The commands below need only the vendor's tools. The inputs that these make up are zeros and ones, so they",
-        "check that a graph builds and runs alike on both runtimes, not its accuracy.",
+        "The commands below need only the vendor's tools. They are run in this folder, after",
+        "",
+        f"    python {FEED_FILE}",
+        "",
+        "which writes the reference frame into `engines/by-hand/` as these tools read it. polygraphy holds every",
+        "output against the bundle's own, within the tolerance of the manifest, on ONNX Runtime and, with `--trt`, on",
+        "TensorRT; where it says FAILED, do not drive with it. trtexec builds, and runs the frame for its time alone.",
     ]
     for precision, stages in manifest.stages.items():
         lines += ["", f"## {precision}"]
         for record in stages.values():
-            lines += ["", f"### {record.name}", "", *_tensors(record), ""]
-            lines += [f"    {polygraphy_command(record)}", f"    {polygraphy_command(record, trt=True)}"]
-            lines += [f"    {trtexec_command(record, precision)}"]
-    lines += ["", _PRECISION_NOTE, ""]
+            commands = commands_of(manifest, reference, precision, record)
+            lines += ["", f"### {record.name}", "", *_tensors(record), "", f"    {commands.polygraphy()}"]
+            for major in majors:
+                lines += ["", f"TensorRT {major}:", ""]
+                lines += [f"    {commands.polygraphy(major)}", f"    {commands.trtexec(major)}"]
+    lines += ["", *_notes(manifest), ""]
     return "\n".join(lines)
 
 
-_PRECISION_NOTE = (
-    "The precision is written into these graphs. On TensorRT 10 write `--stronglyTyped` in place of `--fp16`; on 11"
-    " leave both out. On 8.x `--fp16` lets trtexec round what the graph computes in fp32, box coordinates among it:"
-    " `altermoma build` binds every layer to the graph's precision and checks the engine."
-    " For fp32 add `--noTF32` where full precision is wanted."
-)
+def majors_of(manifest: Manifest) -> tuple[int, ...]:
+    """Major versions of TensorRT that these graphs were checked for: the target's and later ones."""
+    first = str(manifest.target.get("tensorrt", "")).split(".")[0]
+    return tuple(major for major in MAJORS if not first.isdigit() or major >= int(first))
 
 
-def trtexec_command(record: StageRecord, precision: str) -> str:
-    """Builds one stage with plain trtexec (spelling of TensorRT 8.x)."""
-    parts = ["trtexec", f"--onnx={record.file}", f"--saveEngine={record.name}.{precision}.plan"]
-    dynamic = [spec for spec in record.inputs if record.dynamic(spec)]
-    bounds: tuple[Literal["min", "opt", "max"], ...] = ("min", "opt", "max")
-    for which in bounds if dynamic else ():
-        shapes = ",".join(f"{spec.name}:{'x'.join(map(str, record.sizes(spec, which)))}" for spec in dynamic)
-        parts.append(f"--{which}Shapes={shapes}")
-    if precision in {"fp16", "int8"}:
-        parts.append("--fp16")
-    if precision == "int8":
-        parts.append("--int8")
-    return " ".join(parts)
+def commands_of(manifest: Manifest, reference: Reference, precision: str, record: StageRecord) -> StageCommands:
+    """What builds and checks one stage by hand."""
+    return StageCommands(
+        record=record,
+        precision=precision,
+        sparsity=str(manifest.recipe.get("engine", {}).get("sparsity", "dense")),
+        tensors={**reference.host, **reference.tensors},
+        tolerance=manifest.tolerances[precision],
+    )
 
 
-def polygraphy_command(record: StageRecord, *, trt: bool = False) -> str:
-    """Runs one stage on ONNX Runtime, and against TensorRT where asked."""
-    parts = ["polygraphy", "run", record.file, "--onnxrt"]
-    if trt:
-        parts.append("--trt")
-    shapes = [
-        f"'{spec.name}:{_bracketed(record.sizes(spec, 'opt'))}'" for spec in record.inputs if record.dynamic(spec)
+def _notes(manifest: Manifest) -> list[str]:
+    notes = [
+        "The precision is written into these graphs. On TensorRT 8 `--fp16` lets the builder round what the graph"
+        " computes in fp32, box coordinates among it: `altermoma build` binds every layer to the graph's precision and"
+        " checks the engine. On 10 the graph's types are binding with `--stronglyTyped`, on 11 always.",
+        "",
+        "In the head, proposals whose scores nearly tie may change places from one runtime to another; polygraphy then"
+        " says FAILED for that stage, `altermoma build` compares them in the order of their places.",
     ]
-    if shapes:
-        parts += ["--input-shapes", *shapes]
-    return " ".join(parts)
-
-
-def _bracketed(sizes: tuple[int, ...]) -> str:
-    return "[" + ",".join(map(str, sizes)) + "]"
+    if str(manifest.target.get("tensorrt", "")).startswith("8.5"):
+        notes += ["", "On 8.5 the engine is built without being run by `--buildOnly` in place of `--loadInputs`."]
+    return notes
 
 
 def _tensors(record: StageRecord) -> list[str]:

@@ -6,9 +6,6 @@ import dataclasses
 import errno
 import json
 import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +15,6 @@ from tiny_bundle import AXES, GEOMETRY, content, frame, reference, stage_graph, 
 from altermoma.deploy.bundle import Bundle, StageGraph, library_versions, write_bundle
 from altermoma.deploy.manifest import AxisRange, EngineRecord, EngineState, to_text
 from altermoma.deploy.onnxruntime_backend import OnnxRuntimeStage
-from altermoma.deploy.readme import polygraphy_command, trtexec_command
 from altermoma.errors import BundleError, StorageError
 from altermoma.ops.sparse_tables import SEGMENTS
 from altermoma.storage import sha256_of
@@ -69,6 +65,7 @@ FILES = [
     "README.md",
     "reference/inputs.npz",
     "reference/outputs.npz",
+    "reference/feed.py",
     "stages/fp32/camera.onnx",
     "stages/fp16/head.onnx",
 ]
@@ -265,25 +262,3 @@ def test_manifest_text_is_stable(bundle: Bundle) -> None:
 
 def test_versions_without_import() -> None:
     assert library_versions(("numpy", "no-such-library")) == {"numpy": np.__version__}
-
-
-def test_readme_commands(bundle: Bundle) -> None:
-    text = (bundle.folder / "README.md").read_text()
-    lidar = bundle.stages("fp16")["lidar"]
-    command = trtexec_command(lidar, "fp16")
-    assert "--minShapes=voxels:1x5,subm_table_0_mid:1x9," in command
-    assert "--maxShapes=voxels:4000x5," in command
-    assert command.endswith("--fp16")
-    assert command in text
-    assert polygraphy_command(lidar, trt=True) in text
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", ["view", "lidar"])
-def test_readme_polygraphy_commands_run(bundle: Bundle, stage: str) -> None:
-    tool = Path(sys.executable).parent / "polygraphy"
-    if not tool.exists() and shutil.which("polygraphy") is None:
-        pytest.skip("polygraphy is not installed")
-    command = polygraphy_command(bundle.stages("fp32")[stage]).replace("polygraphy", str(tool), 1)
-    done = subprocess.run(command, shell=True, cwd=bundle.folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
