@@ -132,12 +132,15 @@ class FrameDataset:
                 remedy="set finetune.augment = false",
             )
 
-    def batch(self, step: int, *, batch_size: int, seed: int) -> list[Sample]:
-        """The training batch of an optimiser step, a pure function of (seed, step): a resumed run repeats it."""
+    def batch(self, step: int, *, batch_size: int, seed: int, positions: Sequence[int] | None = None) -> list[Sample]:
+        """The training batch of an optimiser step, a pure function of (seed, step): a resumed run repeats it.
+
+        With `positions`, those of its frames alone, as they are in the whole batch.
+        """
         indices = batch_indices(len(self), batch_size, seed, step)
         return [
-            self.sample(int(index), np.random.default_rng([seed, _AUGMENT, step, position]))
-            for position, index in enumerate(indices)
+            self.sample(int(indices[position]), np.random.default_rng([seed, _AUGMENT, step, position]))
+            for position in (range(batch_size) if positions is None else positions)
         ]
 
     def _sample(self, index: int, lidar_aug_44: NDArray[np.float64] | None) -> Sample:

@@ -12,6 +12,7 @@ from altermoma.models.batch import FrameBatch
 from altermoma.models.bev import ConvFuser, Second, SecondFpn
 from altermoma.models.camera import DepthLift, LssNeck
 from altermoma.models.config import LidarConfig, ModelConfig, PillarConfig, ResNetConfig
+from altermoma.models.half import full_precision, widened
 from altermoma.models.head import HeadOutputs, MapOutputs, TransFusionHead
 from altermoma.models.map_head import MapHead
 from altermoma.models.pillars import PillarEncoder
@@ -115,16 +116,17 @@ class FusionModel(nn.Module):
         return self.pts_neck(self.pts_backbone(self.fusion_layer(camera_bev, lidar_bev)))  # type: ignore[no-any-return]
 
     def forward(self, batch: FrameBatch, masked: Masked = "none") -> HeadOutputs:
-        """Detects; a masked branch hands zeros to the fusion and is not computed."""
+        """Detects; a masked branch hands zeros to the fusion and is not computed. Heads are never in sixteen bits."""
         camera = None if masked == "camera" else self.camera_branch(batch)
         lidar = None if masked == "lidar" else self.lidar_branch(batch)
         if camera is None:
             camera = self._zeros_like(lidar, self.camera_channels, batch)
         if lidar is None:
             lidar = self._zeros_like(camera, self.lidar_channels, batch)
-        bev = self.fuse(camera, lidar)
-        found: HeadOutputs = self.bbox_head(bev)
-        return found if self.map_head is None else MapOutputs(**vars(found), map=self.map_head(bev))
+        bev = widened(self.fuse(camera, lidar))
+        with full_precision(bev):
+            found: HeadOutputs = self.bbox_head(bev)
+            return found if self.map_head is None else MapOutputs(**vars(found), map=self.map_head(bev))
 
     def _zeros_like(self, other: Tensor | None, channels: int, batch: FrameBatch) -> Tensor:
         if other is None:

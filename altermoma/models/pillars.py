@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from altermoma.models.config import PillarConfig
+from altermoma.models.half import widened
+from altermoma.models.ranks import Ranks
 from altermoma.ops.functional import rows_to_bev
 
 BN_EPS = 1e-3
@@ -26,12 +28,14 @@ class SlotNorm(nn.BatchNorm1d):
             return F.batch_norm(
                 rows_rc, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
-        slots_r1 = torch.bincount(table_nt.flatten(), minlength=len(rows_rc))[:, None].to(rows_rc.dtype)
-        total = table_nt.numel()
-        mean = (slots_r1 * rows_rc).sum(dim=0) / total
-        variance = (slots_r1 * (rows_rc - mean).square()).sum(dim=0) / total
+        ranks, rows = Ranks.here(), widened(rows_rc)
+        slots_r1 = torch.bincount(table_nt.flatten(), minlength=len(rows))[:, None].to(rows.dtype)
+        total = ranks.number(table_nt.numel(), rows.device)
+        mean = ranks.total((slots_r1 * rows).sum(dim=0)) / total
+        variance = ranks.total((slots_r1 * (rows - mean).square()).sum(dim=0)) / total
         self._remember(mean.detach(), variance.detach() * total / max(total - 1, 1))
-        return (rows_rc - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
+        normal = (rows - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
+        return normal.to(rows_rc.dtype)
 
     def _remember(self, mean: Tensor, unbiased_variance: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:

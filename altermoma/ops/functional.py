@@ -33,12 +33,20 @@ def gather_conv(rows_nc: Tensor, tables: Sequence[Tensor], weight_okc: Tensor) -
 
     Tables of less offsets than the kernel's are those of `SEGMENTS`.
     """
-    padded = with_zero_row(rows_nc)
+    padded, weight_okc = with_zero_row(_as_products(rows_nc)), _as_products(weight_okc)
     parts = [
         _picked(padded, table).reshape(-1, part[0].numel()) @ part.reshape(part.shape[0], -1).transpose(0, 1)
         for table, part in zip(tables, _weights_of(tables, weight_okc), strict=True)
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _as_products(tensor: Tensor) -> Tensor:
+    """In the type that products have here under mixed precision: rows are rounded before they are gathered."""
+    kind = tensor.device.type
+    if kind in {"cpu", "cuda"} and torch.is_autocast_enabled(kind):
+        return tensor.to(torch.get_autocast_dtype(kind))
+    return tensor
 
 
 def _weights_of(tables: Sequence[Tensor], weight_okc: Tensor) -> list[Tensor]:
@@ -86,6 +94,7 @@ def _weight_gradient(rows_nc: Tensor, grad_no: Tensor, tables: Sequence[Tensor],
 
 def submanifold_conv(rows_nc: Tensor, tables: Sequence[Tensor], weight_okc: Tensor) -> Tensor:
     """gather_conv for a submanifold table in segments (output voxels = input voxels), several times faster to train."""
+    rows_nc, weight_okc = _as_products(rows_nc), _as_products(weight_okc)
     if torch.is_grad_enabled() and (rows_nc.requires_grad or weight_okc.requires_grad):
         return cast(Tensor, _SubmanifoldConv.apply(rows_nc, weight_okc, *tables))  # type: ignore[no-untyped-call]
     return gather_conv(rows_nc, tables, weight_okc)

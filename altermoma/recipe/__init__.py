@@ -21,6 +21,7 @@ from altermoma.recipe.sections import (
     Recipe,
     Sparsity,
     StageName,
+    TrainPrecision,
     TrainRecipe,
     at_full_size,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "Recipe",
     "Sparsity",
     "StageName",
+    "TrainPrecision",
     "TrainRecipe",
     "at_full_size",
     "from_dict",

@@ -76,6 +76,7 @@ RANGES: dict[str, dict[str, Range]] = {
         **dict.fromkeys(("workspace_mib", "tactic_dram_mib", "tactic_shared_kib", "dla_core"), _NATURAL),
     },
     "parity": {"fp32_boxes": _POSITIVE, "fp16_map": _POSITIVE},
+    "compute": {"accumulate": _COUNT, "workers": _NATURAL},
     "bench": {"frames": _COUNT, "rounds": _COUNT, "warmup": _NATURAL, "threads": _COUNT},
 }
 """Every number of a recipe. Checked before any work, so that no run ends in its tenth minute over a minus sign."""

@@ -16,6 +16,7 @@ Partition = Literal["camera", "lidar", "fusion"]
 StageName = Literal["camera", "view", "lidar", "fusion", "head"]
 HardwareLevel = Literal["none", "ampere_plus", "same_compute_capability"]
 Device = Literal["auto", "cpu", "cuda"]
+TrainPrecision = Literal["fp32", "tf32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,9 +204,17 @@ class ComputeRecipe:
 
     Attributes:
         device: auto is a GPU where torch has one.
+        precision: of training. tf32 rounds the operands of products on a GPU; bf16 and fp16 compute them in sixteen
+            bits, weights, norms, heads and losses stay in float32. Scores and evaluation are in float32 whatever it is.
+        accumulate: equal parts that a training batch is computed in, one after the other: less memory. Losses and
+            batch norms are then those of the parts.
+        workers: processes that read training frames; 0 reads in a thread of the training process.
     """
 
     device: Device = "auto"
+    precision: TrainPrecision = "fp32"
+    accumulate: int = 1
+    workers: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from altermoma.models.half import full_precision, widened
+from altermoma.models.ranks import ALONE, Ranks
+
 if TYPE_CHECKING:
     from altermoma.models.batch import FrameBatch
     from altermoma.models.fusion import FusionModel
@@ -66,21 +69,28 @@ class Teacher:
     fuser_channels: Tensor
     head_channels: Tensor
 
-    def loss(self, batch: FrameBatch, student: Maps) -> Tensor:
-        """Relative squared error of both maps plus the heatmap's quality focal loss per teacher peak; a scalar."""
+    def loss(self, batch: FrameBatch, student: Maps, ranks: Ranks = ALONE) -> Tensor:
+        """Relative squared error of both maps plus the heatmap's quality focal loss per teacher peak; a scalar.
+
+        Processes that share a batch have as many frames each; their losses add up to that of the whole batch.
+        """
         with torch.no_grad(), captured_maps(self.model) as shown:
             self.model(batch)
-        fuser = _relative_error(student.fuser[0], shown.fuser[0][:, self.fuser_channels])
-        head = _relative_error(student.head[0], shown.head[0][:, self.head_channels])
-        return fuser + head + _quality_focal(student.heatmap[0], shown.heatmap[0].sigmoid())
+        heatmap = student.heatmap[0]
+        with full_precision(heatmap):
+            fuser = _relative_error(student.fuser[0], shown.fuser[0][:, self.fuser_channels], ranks)
+            head = _relative_error(student.head[0], shown.head[0][:, self.head_channels], ranks)
+            return fuser + head + _quality_focal(heatmap, shown.heatmap[0].sigmoid(), ranks)
 
 
-def _relative_error(found: Tensor, wanted: Tensor) -> Tensor:
-    return (found - wanted).square().mean() / wanted.square().mean().clamp(min=1e-8)
+def _relative_error(found: Tensor, wanted: Tensor, ranks: Ranks) -> Tensor:
+    found, wanted = widened(found), widened(wanted)
+    size = ranks.total(wanted.square().mean()) / ranks.size
+    return (found - wanted).square().mean() / ranks.size / size.clamp(min=1e-8)
 
 
-def _quality_focal(logits: Tensor, target: Tensor) -> Tensor:
+def _quality_focal(logits: Tensor, target: Tensor, ranks: Ranks) -> Tensor:
     """Generalised focal loss (Li et al. 2020) against soft targets, over the teacher's expected number of objects."""
     difference = (logits.sigmoid() - target).square()
     loss = difference * F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    return loss.sum() / target.square().sum().clamp(min=1.0)
+    return loss.sum() / ranks.total(target.square().sum()).clamp(min=1.0)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from altermoma.frames import Boxes
 from altermoma.geometry import Geometry
+from altermoma.models.ranks import ALONE, Ranks
 from altermoma.training.map_loss import map_term
 from altermoma.training.targets import FOCAL_ALPHA, FOCAL_GAMMA, MatchCosts, Matching, encode, heatmap_targets, match
 
@@ -100,8 +101,11 @@ def detection_loss(
     *,
     weights: LossWeights | None = None,
     costs: MatchCosts | None = None,
+    ranks: Ranks = ALONE,
 ) -> LossTerms:
     """Heatmap, class and box loss of a batch.
+
+    Where several processes share a batch, each gets its part of the loss: what it found, over what all of them matched.
 
     Args:
         outputs: of the head, B frames and P queries.
@@ -109,14 +113,16 @@ def detection_loss(
         geometry: grid of the outputs.
         weights: of the loss parts; BEVFusion's where left out.
         costs: of the assignment; BEVFusion's where left out.
+        ranks: the processes that share the batch; their losses add up.
     """
     weights, costs = weights or LossWeights(), costs or MatchCosts()
     codes_bp = box_codes(outputs)
     matchings = _match_all(outputs.heatmap, codes_bp, truths, geometry, costs)
     matched = sum(len(m.queries) for m in matchings)
-    heatmap = _heatmap_loss(outputs.dense_heatmap, list(truths), geometry)
-    classes = _class_loss(outputs.heatmap, matchings, truths) / max(matched, 1)
-    boxes = _box_loss(codes_bp, matchings, truths, geometry) / max(matched, 1)
+    everywhere = max(ranks.number(matched, codes_bp.device), 1)
+    heatmap = _heatmap_loss(outputs.dense_heatmap, list(truths), geometry, ranks)
+    classes = _class_loss(outputs.heatmap, matchings, truths) / everywhere
+    boxes = _box_loss(codes_bp, matchings, truths, geometry) / everywhere
     heatmap, classes, boxes = weights.heatmap * heatmap, weights.classes * classes, weights.boxes * boxes
     overlaps = np.concatenate([m.overlaps for m in matchings]) if matched else np.zeros(1)
     return LossTerms(
@@ -140,9 +146,9 @@ def _match_all(
     ]
 
 
-def _heatmap_loss(logits_bcxy: Tensor, truths: list[Boxes], geometry: Geometry) -> Tensor:
+def _heatmap_loss(logits_bcxy: Tensor, truths: list[Boxes], geometry: Geometry, ranks: Ranks) -> Tensor:
     target = torch.from_numpy(heatmap_targets(truths, geometry, logits_bcxy.shape[1])).to(logits_bcxy)
-    return gaussian_focal_loss(logits_bcxy, target) / target.eq(1).sum().clamp(min=1)
+    return gaussian_focal_loss(logits_bcxy, target) / ranks.total(target.eq(1).sum()).clamp(min=1)
 
 
 def _class_loss(logits_bcp: Tensor, matchings: list[Matching], truths: Sequence[Boxes]) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from altermoma.data.map_masks import MAP_TRUTH, no_masks
 from altermoma.errors import DataError
+from altermoma.models.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from altermoma.models.batch import FrameBatch
@@ -40,8 +41,10 @@ def map_loss(logits_bcxy: Tensor, truth_bcxy: Tensor, kind: Literal["focal", "xe
     return loss.mean(dim=(0, 2, 3)).sum()
 
 
-def map_term(outputs: HeadOutputs, batch: FrameBatch) -> Tensor | None:
+def map_term(outputs: HeadOutputs, batch: FrameBatch, ranks: Ranks = ALONE) -> Tensor | None:
     """The map loss of a batch that carries masks; None for a model without a map head.
+
+    Processes that share a batch have as many frames each; their losses add up to that of the whole batch.
 
     Raises:
         DataError: a map head and no masks: it would be trained, or its channels scored, by nothing.
@@ -51,4 +54,4 @@ def map_term(outputs: HeadOutputs, batch: FrameBatch) -> Tensor | None:
         return None
     if MAP_TRUTH not in batch.tensors:
         raise no_masks()
-    return map_loss(logits, batch[MAP_TRUTH])
+    return map_loss(logits, batch[MAP_TRUTH]) / ranks.size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from altermoma.errors import CheckpointError
 from altermoma.storage import write_bytes
+from altermoma.training.precision import LossScale
 
 STATE_FILE = "training_state.safetensors"
 _SCHEMA = "altermoma.training-state/1"
@@ -54,67 +56,72 @@ class AveragedWeights:
                 average.copy_(tensor)
 
 
-def save_state(
-    path: Path,
-    *,
-    step: int,
-    fingerprint: str,
-    model: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    averaged: AveragedWeights | None,
-) -> None:
-    """Writes the state after `step` steps, whole or not at all."""
-    from safetensors.torch import save
+@dataclass(frozen=True, kw_only=True)
+class TrainingState:
+    """All that a run changes, and that a resumed run needs; written to and read from one file.
 
-    tensors = {f"model/{name}": t for name, t in model.state_dict().items()}
-    if averaged is not None:
-        tensors |= {f"averaged/{name}": t for name, t in averaged.tensors.items()}
-    for name, parameter in model.named_parameters():
-        tensors |= {f"optimiser/{key}/{name}": t for key, t in optimiser.state.get(parameter, {}).items()}
-    record = json.dumps({"schema": _SCHEMA, "step": step, "fingerprint": fingerprint})
-    # Clones: safetensors refuses tensors that share memory.
-    plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    write_bytes(path, save(plain, metadata={"record": record}))
-
-
-def load_state(
-    path: Path,
-    *,
-    fingerprint: str,
-    model: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    averaged: AveragedWeights | None,
-) -> int:
-    """Restores a saved state in place and returns the number of steps done; 0 where there is no state.
-
-    Raises:
-        CheckpointError: the file is broken, or belongs to another run.
+    Attributes:
+        fingerprint: of what the run was asked for.
     """
-    if not path.is_file():
-        return 0
-    record, tensors = _read(path)
-    if record.get("fingerprint") != fingerprint:
-        raise CheckpointError(
-            f"{path} belongs to another run: other recipe, data, model or initial weights",
-            expected=f"fingerprint {fingerprint}, found {record.get('fingerprint')}",
-            remedy="choose another output folder, or delete the file to start over",
-        )
-    groups: dict[str, dict[str, Tensor]] = {"model": {}, "averaged": {}, "optimiser": {}}
-    for key, tensor in tensors.items():
-        kind, _, name = key.partition("/")
-        groups[kind][name] = tensor
-    model.load_state_dict(groups["model"])
-    if averaged is not None:
-        for name, tensor in averaged.tensors.items():
-            tensor.copy_(groups["averaged"][name])
-    parameters = dict(model.named_parameters())
-    optimiser.state.clear()
-    for key, tensor in groups["optimiser"].items():
-        slot, _, name = key.partition("/")
-        parameter = parameters[name]
-        # AdamW keeps its step counter on the host.
-        optimiser.state[parameter][slot] = tensor if slot == "step" else tensor.to(parameter.device)
-    return int(record["step"])
+
+    fingerprint: str
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    averaged: AveragedWeights | None
+    scale: LossScale | None
+
+    def save(self, path: Path, step: int) -> None:
+        """Writes the state after `step` steps, whole or not at all."""
+        from safetensors.torch import save
+
+        tensors = {f"model/{name}": t for name, t in self.model.state_dict().items()}
+        if self.averaged is not None:
+            tensors |= {f"averaged/{name}": t for name, t in self.averaged.tensors.items()}
+        for name, parameter in self.model.named_parameters():
+            tensors |= {f"optimiser/{key}/{name}": t for key, t in self.optimiser.state.get(parameter, {}).items()}
+        record: dict[str, Any] = {"schema": _SCHEMA, "step": step, "fingerprint": self.fingerprint}
+        if self.scale is not None:
+            record["loss_scale"] = dataclasses.asdict(self.scale)
+        # Clones: safetensors refuses tensors that share memory.
+        plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+        write_bytes(path, save(plain, metadata={"record": json.dumps(record)}))
+
+    def load(self, path: Path) -> int:
+        """Restores a saved state in place and returns the number of steps done; 0 where there is no state.
+
+        Raises:
+            CheckpointError: the file is broken, or belongs to another run.
+        """
+        if not path.is_file():
+            return 0
+        record, tensors = _read(path)
+        if record.get("fingerprint") != self.fingerprint:
+            raise CheckpointError(
+                f"{path} belongs to another run: other recipe, data, model or initial weights",
+                expected=f"fingerprint {self.fingerprint}, found {record.get('fingerprint')}",
+                remedy="choose another output folder, or delete the file to start over",
+            )
+        groups: dict[str, dict[str, Tensor]] = {"model": {}, "averaged": {}, "optimiser": {}}
+        for key, tensor in tensors.items():
+            kind, _, name = key.partition("/")
+            groups[kind][name] = tensor
+        self.model.load_state_dict(groups["model"])
+        if self.averaged is not None:
+            for name, tensor in self.averaged.tensors.items():
+                tensor.copy_(groups["averaged"][name])
+        if self.scale is not None:
+            self.scale.value, self.scale.good = record["loss_scale"]["value"], record["loss_scale"]["good"]
+        self._load_optimiser(groups["optimiser"])
+        return int(record["step"])
+
+    def _load_optimiser(self, tensors: Mapping[str, Tensor]) -> None:
+        parameters = dict(self.model.named_parameters())
+        self.optimiser.state.clear()
+        for key, tensor in tensors.items():
+            slot, _, name = key.partition("/")
+            parameter = parameters[name]
+            # AdamW keeps its step counter on the host.
+            self.optimiser.state[parameter][slot] = tensor if slot == "step" else tensor.to(parameter.device)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -50,14 +50,15 @@ class ToyData:
     def __len__(self) -> int:
         return 7
 
-    def batch(self, step: int, *, batch_size: int, seed: int) -> list[Sample]:
+    def batch(self, step: int, *, batch_size: int, seed: int, positions: Sequence[int] | None = None) -> list[Sample]:
         if step == self.broken_step:
             raise DataError("frame t is truncated")
         rng = np.random.default_rng([seed, step])
-        return [
+        samples = [
             Sample(inputs={"x": rng.normal(size=(4, 3)).astype(np.float32)}, truth=Boxes.empty(), token=f"t{step}.{i}")
             for i in range(batch_size)
         ]
+        return samples if positions is None else [samples[i] for i in positions]
 
 
 def objective(model: nn.Module, samples: Sequence[Sample]) -> LossTerms:

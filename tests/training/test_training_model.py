@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +36,8 @@ class Frames:
     def __len__(self) -> int:
         return 2
 
-    def batch(self, step: int, *, batch_size: int, seed: int) -> list[Sample]:
-        return [self.samples[(step + i) % 2] for i in range(batch_size)]
+    def batch(self, step: int, *, batch_size: int, seed: int, positions: Sequence[int] | None = None) -> list[Sample]:
+        return [self.samples[(step + i) % 2] for i in (positions or range(batch_size))]
 
 
 @pytest.fixture(scope="module")
