@@ -5,6 +5,7 @@ Whatever is under way is drawn by a thread of its own: a long first item shows, 
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -24,8 +25,14 @@ REDRAW_S = 0.5
 LOG_EVERY_S = 15.0
 
 
+def first_process() -> bool:
+    """Whether this is the one of several processes, started by torchrun, that speaks for all; true without it."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(text: str) -> None:
-    """One plain line for the user, above the bars."""
+    """One plain line for the user, above the bars; of several processes all but the first say who they are."""
+    text = text if first_process() else f"process {os.environ['RANK']}: {text}"
     _board.console().print(text, markup=False, highlight=False)
 
 
@@ -89,6 +96,9 @@ class _Board:
     @contextmanager
     def showing(self, description: str, total: int | None) -> Iterator[_Job]:
         job = _Job(description=description, total=total)
+        if not first_process():
+            yield job
+            return
         with self._changed:
             self._jobs.append(job)
             if self._console is None:

@@ -46,3 +46,7 @@ app.command("report")(report.report)
 def main() -> None:
     """Entry point of `altermoma`."""
     run_app(app)
+
+
+if __name__ == "__main__":  # as torchrun starts it
+    main()

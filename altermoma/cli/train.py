@@ -17,6 +17,7 @@ from altermoma.cli.options import (
     load_recipe,
 )
 from altermoma.errors import RecipeError
+from altermoma.progress import first_process
 
 
 def train(  # noqa: PLR0913 - one parameter per option
@@ -42,7 +43,7 @@ def train(  # noqa: PLR0913 - one parameter per option
     """Train with the recipe's [finetune] settings and write `model.safetensors` and a log to the folder.
 
     Starts from `--checkpoint` (dense or pruned: the widths are those of the file), from the package's weights, or from
-    nothing with `--from-scratch`.
+    nothing with `--from-scratch`. Started by torchrun, several processes share each batch (docs/training.md).
     """
     if from_scratch and checkpoint is not None:
         raise RecipeError(
@@ -60,4 +61,6 @@ def train(  # noqa: PLR0913 - one parameter per option
     chosen = dataclasses.replace(chosen, finetune=training)
     from altermoma.workflow.single import train_model
 
-    print(train_model(chosen, out, from_scratch=from_scratch))
+    file = train_model(chosen, out, from_scratch=from_scratch)
+    if first_process():
+        print(file)

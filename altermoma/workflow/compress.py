@@ -73,7 +73,9 @@ def finetune_model(place: Workplace, start: Path, folder: Path) -> dict[str, Any
     recipe = place.recipe
     teacher = teacher_of(place, start) if recipe.finetune.distill_weight > 0 else None
     objective = detection_objective(recipe.finetune, teacher)
-    result = train(place.model(start), place.train, recipe.finetune, folder=folder, objective=objective)
+    result = train(
+        place.model(start), place.train, recipe.finetune, folder=folder, objective=objective, compute=recipe.compute
+    )
     metadata = describe(result.model, recipe.model) | {"steps": result.steps}
     save_checkpoint(folder / PRUNED_FILE, result.model.state_dict(), metadata)
     return {"steps": result.steps}

@@ -70,7 +70,14 @@ def plan(place: Workplace) -> tuple[Step, ...]:
             name="prune", title="Pruning", inputs={**model, "prune": parts["prune"]}, needs=("data",), run=steps.prune
         ),
         Step(
-            name="finetune", title="Fine-tuning", inputs=parts["finetune"], needs=("data", "prune"), run=steps.finetune
+            name="finetune",
+            title="Fine-tuning",
+            inputs={
+                **parts["finetune"],
+                "compute": {key: parts["compute"][key] for key in ("precision", "accumulate")},
+            },
+            needs=("data", "prune"),
+            run=steps.finetune,
         ),
         Step(name="pruned-eval", title="Pruned model", inputs={}, needs=("finetune",), run=steps.pruned_eval),
         Step(

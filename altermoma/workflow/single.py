@@ -67,18 +67,24 @@ def unfinished(
 
 
 def train_model(recipe: Recipe, folder: Path, *, from_scratch: bool = False) -> Path:
-    """Trains with the recipe's [finetune]; returns the weights written to the folder."""
+    """Trains with the recipe's [finetune]; returns the weights written to the folder.
+
+    In processes that torchrun started, each takes its share of every batch, and the first of them writes.
+    """
     from altermoma.checkpoints.io import describe, save_checkpoint
+    from altermoma.models.ranks import process_group
     from altermoma.training.loop import train
 
     check_writable(folder / MODEL_FILE)
-    with busy("Opening data and model"):
-        place = Workplace(recipe)
-        model = _seeded(place) if from_scratch else place.dense_model()
-        frames = place.train
-    result = train(model, frames, recipe.finetune, folder=folder)
-    metadata = describe(result.model, recipe.model) | {"recipe": recipe.to_dict()}
-    save_checkpoint(folder / MODEL_FILE, result.model.state_dict(), metadata)
+    place = Workplace(recipe)
+    with process_group(place.device) as ranks:
+        with busy("Opening data and model"):
+            model = _seeded(place) if from_scratch else place.dense_model()
+            frames = place.train
+        result = train(model, frames, recipe.finetune, folder=folder, compute=recipe.compute)
+        if ranks.first:
+            metadata = describe(result.model, recipe.model) | {"recipe": recipe.to_dict()}
+            save_checkpoint(folder / MODEL_FILE, result.model.state_dict(), metadata)
     return folder / MODEL_FILE
 
 

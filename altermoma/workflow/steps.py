@@ -7,6 +7,7 @@ checkpoints) is continued when the key still fits and removed when it does not. 
 
 from __future__ import annotations
 
+import os
 import resource
 import shutil
 import sys
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from altermoma.errors import StorageError
+from altermoma.errors import RecipeError, StorageError
 from altermoma.progress import busy, say
 from altermoma.storage import WRITE_ONLY, content_key, read_json, storage_errors, write_json
 
@@ -70,7 +71,11 @@ def run_steps(steps: Sequence[Step], folder: Path, code: str) -> dict[str, StepR
         steps: in an order in which every step follows those it needs.
         folder: holds one folder per step.
         code: version of the code, part of every key.
+
+    Raises:
+        RecipeError: this is one of several processes.
     """
+    _check_alone()
     keys = step_keys(steps, code)
     results: dict[str, StepResult] = {}
     for step in steps:
@@ -81,6 +86,17 @@ def run_steps(steps: Sequence[Step], folder: Path, code: str) -> dict[str, StepR
             found = _perform(step, place, keys[step.name], records)
         results[step.name] = found
     return results
+
+
+def _check_alone() -> None:
+    """Several processes would all do the same steps in the same folder."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    if count != "1":
+        raise RecipeError(
+            f"{count} processes of a command that works in one",
+            expected="torchrun with `altermoma train` alone",
+            remedy="prune, fine-tune by torchrun with `altermoma train`, and go on with `altermoma export`",
+        )
 
 
 def _finished(place: Path, key: str) -> StepResult | None:
