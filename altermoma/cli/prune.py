@@ -1,7 +1,8 @@
-"""`altermoma prune`: score with AlterMOMA and remove channels."""
+"""`altermoma prune`: score with AlterMOMA, or what it is compared with, and remove channels."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,7 @@ from altermoma.cli.options import (
     load_recipe,
     with_budget,
 )
+from altermoma.recipe import Method
 
 
 def prune(  # noqa: PLR0913 - one parameter per option
@@ -33,13 +35,18 @@ def prune(  # noqa: PLR0913 - one parameter per option
     prune_flops: FlopsOption = None,
     prune_channels: ChannelsOption = None,
     prune_params: ParamsOption = None,
+    method: Annotated[
+        Method | None, typer.Option("--method", help="What scores the channels. Without it: altermoma.")
+    ] = None,
 ) -> None:
-    """Score every channel of both backbones, remove the least useful ones physically, and write the smaller model.
+    """Score every channel, remove the least useful ones physically, and write the smaller model.
 
     It is not fine-tuned: go on with `altermoma train --checkpoint FILE`.
     """
     chosen = load_recipe(recipe, data=data, checkpoint=checkpoint, mmdet3d_config=mmdet3d_config, device=device)
     chosen = with_budget(chosen, Budget(flops=prune_flops, channels=prune_channels, params=prune_params))
+    if method is not None:
+        chosen = dataclasses.replace(chosen, prune=dataclasses.replace(chosen.prune, method=method))
     from altermoma.workflow.single import prune_to_file
 
     print(prune_to_file(chosen, out))

@@ -112,8 +112,12 @@ TINY_PILLARS = ModelConfig(
 )
 """bevfusion-tiny with pillars: the same ranges, pictures and head."""
 
+TINY_SWIN = ModelConfig(backbone=SwinConfig(embed=24, depths=(2, 2, 2, 2), heads=(2, 4, 8, 16), window=4))
+"""bevfusion-tiny with a Swin transformer: the same LiDAR encoder, fusion and head."""
+
 PRESETS: dict[str, ModelConfig] = {
     "bevfusion-tiny": ModelConfig(),
+    "bevfusion-tiny-swin": TINY_SWIN,
     "bevfusion-tiny-pillars": TINY_PILLARS,
     "bevfusion-mit-r50-second": _bevfusion_mit(_bottlenecks(3, 4, 6, 3)),
     "bevfusion-mit-r101-second": _bevfusion_mit(_bottlenecks(3, 4, 23, 3)),

@@ -59,7 +59,8 @@ def measure_terms(
 ) -> Indicators:
     """Runs Algorithm 1 up to the scores: both masks, each from the initial parameters, which come back bit for bit.
 
-    Costs len(contribution) + 2 * (B + 2 * len(redundancy.terms)) forward-backward passes; masked ones are cheaper.
+    Costs len(contribution) + 2 * (B + 2 * len(redundancy.terms) - 1) forward-backward passes where the terms are taken
+    on the first batches of the reactivation; masked passes are cheaper.
 
     Args:
         model: the trained dense model.

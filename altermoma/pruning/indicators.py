@@ -4,7 +4,7 @@ What the paper leaves open is settled thus. `theta` of a channel is every traina
 first-order term is theta * gradient, summed over the slices of the channel ("channel", the loss change of removing it
 at once) or taken element by element ("element"); its absolute value is summed over batches, so that batches do not
 cancel. The two terms of ReRI are taken on the *same* batches, so that their difference is what reactivation changed
-and not the noise between batches; with one batch, D_B, this is eq. 7-10 to the letter. The network is in eval mode
+and not the noise between batches; with one batch this is eq. 7-10 to the letter. The network is in eval mode
 throughout (see `preserved`).
 """
 
@@ -32,11 +32,13 @@ class ScoringData:
     Attributes:
         reactivation: D_1 .. D_B, one gradient step each.
         terms: batches on which the first-order terms before and after are compared.
+        starts_together: the first of `terms` is the first of `reactivation`, whose gradient then serves twice.
         kept: where a killed process left off with both indicators.
     """
 
     reactivation: Sequence[Batch]
     terms: Sequence[Batch]
+    starts_together: bool = False
     kept: Kept = field(default_factory=Kept)
 
 
@@ -45,10 +47,11 @@ class Terms(Protocol):
 
     Attributes:
         groups: what is scored, with a partition and a width each.
-        parameters: that gradients are needed of.
+        names, parameters: that gradients are needed of.
     """
 
     groups: tuple[ChannelGroup, ...]
+    names: tuple[str, ...]
     parameters: tuple[Tensor, ...]
 
     def zeros(self) -> ChannelVectors:
@@ -135,14 +138,16 @@ def reri(model: nn.Module, loss: Loss, data: ScoringData, terms: Terms, masked: 
     """
     kept = data.kept
     with preserved(model) as theta:
-        _reactivate(model, loss, data, masked, lr)
+        first = _reactivate(model, loss, data, terms, masked, lr)
         done, found = kept.load(f"reri-{masked}")
         total = found or terms.zeros()
         for batch in track(data.terms[done:], f"Scores, {masked} masked"):
-            after = gradients(loss(batch, masked), terms.parameters)
-            with _exchanged(model, theta):
-                change = gradients(loss(batch, masked), terms.parameters)
-            for gradient, later in zip(change, after, strict=True):
+            if first and done == 0:
+                change, first = first, []
+            else:
+                with _exchanged(model, theta):
+                    change = gradients(loss(batch, masked), terms.parameters)
+            for gradient, later in zip(change, gradients(loss(batch, masked), terms.parameters), strict=True):
                 gradient.sub_(later)
             _add(total, terms.magnitude(theta, change))
             done += 1
@@ -150,17 +155,29 @@ def reri(model: nn.Module, loss: Loss, data: ScoringData, terms: Terms, masked: 
     return total
 
 
-def _reactivate(model: nn.Module, loss: Loss, data: ScoringData, masked: Masked, lr: float) -> None:
-    """Reactivation, going on where a killed process stopped."""
+def _reactivate(
+    model: nn.Module, loss: Loss, data: ScoringData, terms: Terms, masked: Masked, lr: float
+) -> list[Tensor]:
+    """Reactivation, going on where a killed process stopped.
+
+    Returns:
+        The first step's gradients of `terms.parameters`: those of its batch at the initial parameters, a term of ReRI
+        that need not be computed again. None where the first step was taken by an earlier process.
+    """
     name = f"reactivated-{masked}"
     done, weights = data.kept.load(name)
     with torch.no_grad():
         for key, weight in weights.items():
             model.get_parameter(key).copy_(weight)
+    first: list[Tensor] = []
     for batch in track(data.reactivation[done:], f"Reactivation, {masked} masked"):
-        reactivate(model, loss, [batch], masked, lr)
+        steps = reactivate(model, loss, batch, masked, lr)
+        if done == 0 and data.starts_together:
+            first = [steps[id(parameter)] for parameter in terms.parameters]
+        del steps  # else two sets of gradients would live through the next step
         done += 1
         data.kept.save(name, done, dict(model.named_parameters()))
+    return first
 
 
 @contextmanager

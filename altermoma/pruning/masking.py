@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
@@ -100,7 +100,8 @@ def gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     """Gradients of the loss, zeros for parameters it does not reach; not finite is a PruningError."""
     found = torch.autograd.grad(loss, list(parameters), allow_unused=True)
     for gradient in found:
-        if gradient is not None and not bool(torch.isfinite(gradient).all()):
+        # The sum is finite only if all are; a mask of what is finite would cost twice the gradient's memory.
+        if gradient is not None and not bool(torch.isfinite(gradient.sum())):
             raise PruningError(
                 "a gradient of the task loss is not finite",
                 expected="finite gradients",
@@ -109,11 +110,11 @@ def gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
 
 
-def reactivate(model: nn.Module, loss: Loss, batches: Iterable[Batch], masked: Masked, lr: float) -> None:
-    """Plain gradient steps, one per batch, on every trainable parameter (paper eq. 16), in place."""
+def reactivate(model: nn.Module, loss: Loss, batch: Batch, masked: Masked, lr: float) -> dict[int, Tensor]:
+    """A plain gradient step on every trainable parameter (paper eq. 16), in place; returns the gradients by `id`."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for batch in batches:
-        steps = gradients(loss(batch, masked), trained)
-        with torch.no_grad():
-            for parameter, step in zip(trained, steps, strict=True):
-                parameter.sub_(step, alpha=lr)
+    steps = gradients(loss(batch, masked), trained)
+    with torch.no_grad():
+        for parameter, step in zip(trained, steps, strict=True):
+            parameter.sub_(step, alpha=lr)
+    return {id(parameter): step for parameter, step in zip(trained, steps, strict=True)}

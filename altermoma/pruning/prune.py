@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from torch import nn
@@ -83,7 +83,7 @@ def prune(
     Args:
         model: the trained dense fusion model.
         batches: (FrameBatch, truths) pairs, `batches_needed(recipe)` of them: DeCI uses the first `score_batches`,
-            reactivation the first `reactivation_batches`, ReRI the last `reri_batches` of those.
+            reactivation the first `reactivation_batches`, ReRI the first `reri_batches` of those.
         recipe: budget, scope, weights and granularity.
         loss_fn: the task loss.
         reference: frame (or frames) on which FLOPs are counted; the first batch where none is given.
@@ -99,7 +99,7 @@ def prune(
             expected=f"{needed} or more",
             remedy="lower prune.score_batches and prune.reactivation_batches, or give more frames",
         )
-    plan = _plan(model, recipe, batches[0][0] if reference is None else reference)
+    plan = plan_pruning(model, recipe, batches[0][0] if reference is None else reference)
     scores = score(model, plan.scoped, batches, recipe, loss_fn, kept) if recipe.amount > 0 else {}
     return _carried_out(plan, model, scores)
 
@@ -119,13 +119,13 @@ def prune_by_scores(
     Raises:
         PruningError: an unreachable budget, or scores of other channels.
     """
-    plan = _plan(model, recipe, reference)
+    plan = plan_pruning(model, recipe, reference)
     price = None if layer_ms is None else time_costs(model, plan.flops, plan.groups, layer_ms)
     return _carried_out(plan, model, scores, price)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Plan:
+class Plan:
     """What is known before anything is scored."""
 
     recipe: PruneRecipe
@@ -136,8 +136,12 @@ class _Plan:
     cost: CostModel
     options: SelectionOptions
 
+    def with_amount(self, amount: float) -> SelectionOptions:
+        """The options with another share to remove."""
+        return replace(self.options, amount=amount)
 
-def _plan(model: nn.Module, recipe: PruneRecipe, frame: FrameBatch) -> _Plan:
+
+def plan_pruning(model: nn.Module, recipe: PruneRecipe, frame: FrameBatch) -> Plan:
     """Groups and costs; a budget that cannot be met is an error here, before the scores are computed."""
     if recipe.channel_step < 1:
         raise PruningError("prune.channel_step = 0", expected="1 or more; 0 is for the target to fill in")
@@ -153,11 +157,11 @@ def _plan(model: nn.Module, recipe: PruneRecipe, frame: FrameBatch) -> _Plan:
         method=recipe.selection,
     )
     check_budget(scoped, cost, options)
-    return _Plan(recipe=recipe, frame=frame, groups=groups, scoped=scoped, flops=flops, cost=cost, options=options)
+    return Plan(recipe=recipe, frame=frame, groups=groups, scoped=scoped, flops=flops, cost=cost, options=options)
 
 
 def _carried_out(
-    plan: _Plan, model: ModelT, scores: ChannelVectors, price: CostModel | None = None
+    plan: Plan, model: ModelT, scores: ChannelVectors, price: CostModel | None = None
 ) -> PruneResult[ModelT]:
     wanted = plan.recipe.amount > 0
     selection = select(plan.scoped, scores, plan.cost, plan.options, price) if wanted else keep_all(plan.scoped)
@@ -194,6 +198,16 @@ def batches_needed(recipe: PruneRecipe) -> int:
     return max(recipe.score_batches, recipe.reactivation_batches)
 
 
+def passes_of(recipe: PruneRecipe) -> int:
+    """Forward and backward passes of AlterMOMA's scoring of all partitions; those with a branch masked are cheaper.
+
+    With two batches for DeCI and one for ReRI they are 2 B + 4 for B reactivation batches.
+    """
+    terms = min(recipe.reri_batches, recipe.reactivation_batches)
+    masked = recipe.reactivation_batches + 2 * terms - 1
+    return recipe.score_batches * bool(recipe.alpha) + 2 * masked * bool(recipe.beta)
+
+
 def score(
     model: nn.Module,
     groups: Sequence[ChannelGroup],
@@ -224,7 +238,12 @@ def score_terms(
         terms,
         loss_fn,
         batches[: recipe.score_batches],
-        ScoringData(reactivation=reactivation, terms=reactivation[-recipe.reri_batches :], kept=kept or Kept()),
+        ScoringData(
+            reactivation=reactivation,
+            terms=reactivation[: recipe.reri_batches],
+            starts_together=True,
+            kept=kept or Kept(),
+        ),
         options,
     )
     return altereva(terms.groups, indicators, recipe.alpha, recipe.beta)

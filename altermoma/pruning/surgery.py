@@ -81,15 +81,23 @@ def mask(model: ModelT, groups: Sequence[ChannelGroup], keep: Keep) -> ModelT:
     stay, they no longer matter), and everything that reads it.
     """
     masked = copy.deepcopy(model)
-    state = masked.state_dict(keep_vars=True)
-    check_groups(groups, {name: tensor.shape for name, tensor in state.items()})
-    check_keep(groups, keep)
-    parameters = dict(masked.named_parameters())
+    check_groups(groups, {name: tensor.shape for name, tensor in masked.state_dict().items()})
     with torch.no_grad():
-        for group in groups:
-            removed = removed_channels(group, keep)
-            for member in group.members if removed.numel() else ():
-                if member.tensor in parameters:
-                    tensor = parameters[member.tensor]
-                    tensor.index_fill_(member.dim, member.indices(removed).to(tensor.device), 0.0)
+        for name, stays in entry_masks(masked, groups, keep).items():
+            masked.get_parameter(name).mul_(stays)
     return masked
+
+
+def entry_masks(model: nn.Module, groups: Sequence[ChannelGroup], keep: Keep) -> dict[str, Tensor]:
+    """The entries of parameters that stay when channels go, True or False, by name; untouched ones are left out."""
+    check_keep(groups, keep)
+    parameters = dict(model.named_parameters())
+    masks: dict[str, Tensor] = {}
+    for group in groups:
+        removed = removed_channels(group, keep)
+        for member in group.members if removed.numel() else ():
+            if member.tensor in parameters:
+                tensor = parameters[member.tensor]
+                stays = masks.setdefault(member.tensor, torch.ones_like(tensor, dtype=torch.bool))
+                stays.index_fill_(member.dim, member.indices(removed).to(tensor.device), False)
+    return masks

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,7 @@ class ElementTerms:
         }
         if not found:
             raise PruningError(f"no trainable weight in scope {tuple(scope)}", expected="weights of that partition")
+        self.names = tuple(found)
         self.parameters: tuple[Tensor, ...] = tuple(found.values())
         self.groups = tuple(
             ChannelGroup(name=name, partition=model.partition_of(name), width=weight.numel(), members=())
@@ -75,13 +76,16 @@ def element_scores(
     return score_terms(model, ElementTerms(model, recipe.scope), batches, recipe, loss_fn)
 
 
-def global_masks(model: nn.Module, scores: ChannelVectors, sparsity: float) -> dict[str, Tensor]:
+def global_masks(
+    model: nn.Module, scores: ChannelVectors, sparsity: float, per: Literal["global", "partition"] = "global"
+) -> dict[str, Tensor]:
     """Keeps the weights with the highest scores, over all of them; ties go by order.
 
     Args:
         model: gives the shapes.
         scores: of every weight that may go, flat by name.
         sparsity: share of those that go, at least 0 and below 1.
+        per: one threshold for all, or one for each partition, which then all lose the same share.
 
     Raises:
         PruningError: a sparsity out of range, or scores that do not fit the weights.
@@ -92,10 +96,27 @@ def global_masks(model: nn.Module, scores: ChannelVectors, sparsity: float) -> d
     for name, vector in scores.items():
         if name not in weights or vector.numel() != weights[name].numel() or not bool(torch.isfinite(vector).all()):
             raise PruningError(f"scores of {name}", expected="one finite number for each weight of a layer")
-    everything = torch.cat([vector.flatten() for vector in scores.values()])
-    stays = _highest(everything, everything.numel() - round(sparsity * everything.numel()))
-    parts = torch.split(stays, [vector.numel() for vector in scores.values()])
-    return {name: part.reshape(weights[name].shape) for name, part in zip(scores, parts, strict=True)}
+    masks: dict[str, Tensor] = {}
+    for names in _ranked_together(model, scores, per):
+        everything = torch.cat([scores[name].flatten() for name in names])
+        stays = _highest(everything, everything.numel() - round(sparsity * everything.numel()))
+        parts = torch.split(stays, [scores[name].numel() for name in names])
+        masks |= {name: part.reshape(weights[name].shape) for name, part in zip(names, parts, strict=True)}
+    return {name: masks[name] for name in scores}
+
+
+def _ranked_together(
+    model: nn.Module, scores: ChannelVectors, per: Literal["global", "partition"]
+) -> Sequence[Sequence[str]]:
+    """Names of the weights that share a threshold."""
+    if per == "global":
+        return [list(scores)]
+    if not isinstance(model, Partitioned):
+        raise PruningError(f"{type(model).__name__} has no partition_of", expected="a model with partitions")
+    together: dict[str, list[str]] = {}
+    for name in scores:
+        together.setdefault(model.partition_of(name), []).append(name)
+    return list(together.values())
 
 
 def _highest(scores: Tensor, count: int) -> Tensor:

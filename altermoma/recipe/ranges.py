@@ -49,6 +49,12 @@ RANGES: dict[str, dict[str, Range]] = {
         "reri_batches": _NATURAL,
         "reactivation_lr": _NATURAL,
         "batch_size": _NATURAL,
+        "imp_rounds": _COUNT,
+        "imp_steps": _COUNT,
+        "synflow_rounds": _COUNT,
+        "prospr_steps": _COUNT,
+        "prospr_draws": _COUNT,
+        "prospr_lr": _POSITIVE,
         "seed": _NATURAL,
     },
     "finetune": {

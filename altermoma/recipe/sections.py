@@ -17,6 +17,7 @@ StageName = Literal["camera", "view", "lidar", "fusion", "head"]
 HardwareLevel = Literal["none", "ampere_plus", "same_compute_capability"]
 Device = Literal["auto", "cpu", "cuda"]
 TrainPrecision = Literal["fp32", "tf32", "bf16", "fp16"]
+Method = Literal["altermoma", "imp", "snip", "synflow", "prospr", "magnitude", "random"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +40,10 @@ class DataRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class PruneRecipe:
-    """Structured AlterMOMA. `amount` is the share removed of `budget`; scores are those of paper eq. 11-13.
+    """Structured pruning. `amount` is the share removed of `budget`; AlterMOMA's scores are those of paper eq. 11-13.
 
     Attributes:
+        method: AlterMOMA, or what the paper compares it with, or a control (altermoma.pruning.methods).
         channel_step: widths of dense layers are multiples of this: below, convolution kernels pad instead. 0 takes
             the step of the engine's target and precision (deploy/<target>/target.toml), for 2:4 at least 16.
         lidar_channel_step: the same for the sparse encoder, whose gathered rows are rows of matrices; 0 is 8, or 16
@@ -51,11 +53,15 @@ class PruneRecipe:
             batches of 2 frames, or 2, 2 and 1 of a single one where pictures have more than 100 000 pixels
             (altermoma/workflow/scoring.py). More frames take more time, but no more memory.
         reactivation_batches: gradient steps of the reactivation.
-        reri_batches: for the redundancy, the last of the reactivation's.
+        reri_batches: for the redundancy, the first of the reactivation's.
         batch_size: frames of each.
         two_four_rule: how wide a layer must be to become 2:4, where the engine's sparsity is that
             (altermoma/pruning/two_four_rules.py).
         two_four_permute: reorder channels first, so that 2:4 keeps more magnitude.
+        imp_rounds, imp_steps: rounds of training and removing in IMP, and the training steps of each.
+        synflow_rounds: rounds of SynFlow.
+        prospr_steps, prospr_lr: gradient steps that ProsPr differentiates through, and their size.
+        prospr_draws: times that it does so, each on batches of its own.
     """
 
     budget: Literal["flops", "channels", "params"] = "flops"
@@ -75,6 +81,13 @@ class PruneRecipe:
     selection: Literal["threshold", "greedy"] = "threshold"
     two_four_rule: Literal["pattern", "aligned", "wide"] = "aligned"
     two_four_permute: bool = True
+    method: Method = "altermoma"
+    imp_rounds: int = 3
+    imp_steps: int = 100
+    synflow_rounds: int = 100
+    prospr_steps: int = 3
+    prospr_draws: int = 2
+    prospr_lr: float = 1e-3
     seed: int = 0
 
 

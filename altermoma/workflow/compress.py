@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from altermoma.progress import say
 from altermoma.workflow.place import Workplace
+from altermoma.workflow.rounds import round_training
 from altermoma.workflow.scoring import scoring_batches
+from altermoma.workflow.steps import peak_memory_mib
 
 if TYPE_CHECKING:
     from altermoma.models.batch import FrameBatch
+    from altermoma.models.fusion import FusionModel
+    from altermoma.pruning.channels import ChannelVectors
     from altermoma.training.distill import Teacher
 
 PRUNED_FILE = "pruned.safetensors"
@@ -26,20 +32,36 @@ def reference_batch(place: Workplace) -> FrameBatch:
 def prune_model(place: Workplace, folder: Path) -> dict[str, Any]:
     """Scores and shrinks the dense model; the pruned weights are kept in the folder. A kill costs one batch."""
     from altermoma.checkpoints.io import describe, save_checkpoint
-    from altermoma.pruning.kept import Kept
-    from altermoma.pruning.prune import prune
-    from altermoma.training.losses import task_loss
+    from altermoma.pruning.prune import prune_by_scores
 
-    recipe, scores = place.recipe, folder / "scores"
-    result = prune(
-        place.dense_model(), scoring_batches(place), recipe.prune, task_loss, reference_batch(place), Kept(scores)
-    )
-    record = result.to_json()
+    recipe, unfinished = place.recipe, folder / "scores"
+    model, reference = place.dense_model(), reference_batch(place)
+    scores = _scores(place, model, reference, unfinished) if recipe.prune.amount > 0 else {}
+    result = prune_by_scores(model, scores, recipe.prune, reference)
+    record = result.to_json() | {"method": recipe.prune.method}
     kept = {name: channels.tolist() for name, channels in result.keep.items()}
     metadata = describe(result.model, recipe.model) | {"pruning": record, "kept": kept}
     save_checkpoint(folder / PRUNED_FILE, result.model.state_dict(), metadata)
-    shutil.rmtree(scores, ignore_errors=True)
+    shutil.rmtree(unfinished, ignore_errors=True)
     return record
+
+
+def _scores(place: Workplace, model: FusionModel, reference: FrameBatch, folder: Path) -> ChannelVectors:
+    """Scores of the recipe's method; what they took is printed."""
+    from altermoma.pruning.kept import Kept
+    from altermoma.pruning.methods.choose import scores_of
+    from altermoma.pruning.methods.work import channel_work
+    from altermoma.training.losses import task_loss
+
+    recipe = place.recipe.prune
+    rounds = dataclasses.replace(place.recipe.finetune, steps=recipe.imp_steps)
+    work = channel_work(model, scoring_batches(place), recipe, task_loss, reference)
+    training = round_training(place, rounds, folder)
+    found = scores_of(dataclasses.replace(work, kept=Kept(folder), retrain=training))
+    say(
+        f"scores of {recipe.method}: {found.seconds:.1f} s of processor time, {peak_memory_mib():.0f} MiB at most so far"
+    )
+    return found.scores
 
 
 def teacher_of(place: Workplace, pruned: Path) -> Teacher:

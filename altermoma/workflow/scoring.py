@@ -16,7 +16,7 @@ from altermoma.frames import Boxes
 from altermoma.geometry import Geometry
 from altermoma.progress import say
 from altermoma.pruning.two_four_rules import CHANNEL_STEP
-from altermoma.recipe import Recipe
+from altermoma.recipe import PruneRecipe, Recipe
 from altermoma.workflow.place import Workplace
 
 if TYPE_CHECKING:
@@ -55,13 +55,18 @@ def with_open_keys_filled(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, prune=prune)
 
 
-def scoring_batches(place: Workplace) -> ScoringBatches:
-    """Training frames as they are, in an order fixed by the recipe's seed."""
-    from altermoma.pruning.prune import batches_needed
+def scoring_batches(place: Workplace, recipe: PruneRecipe | None = None) -> ScoringBatches:
+    """Training frames as they are, as many as the method takes, in an order fixed by the seed of `recipe`.
 
-    recipe = place.recipe.prune
+    Args:
+        place: data and geometry.
+        recipe: the place's [prune] where left out.
+    """
+    from altermoma.pruning.methods.choose import batches_of
+
+    recipe = recipe or place.recipe.prune
     count = len(place.train)
-    indices = [batch_indices(count, recipe.batch_size, recipe.seed, step) for step in range(batches_needed(recipe))]
+    indices = [batch_indices(count, recipe.batch_size, recipe.seed, step) for step in range(batches_of(recipe))]
     return ScoringBatches(dataset=place.train, geometry=place.geometry, indices=tuple(indices))
 
 

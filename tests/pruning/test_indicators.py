@@ -57,6 +57,17 @@ def test_reri_equals_the_equation(aggregation: Aggregation, masked: Literal["cam
     assert any(expected["fuse"])
 
 
+def test_the_first_step_serves_as_a_term() -> None:
+    """The gradient of the first reactivation step is that of its batch at the initial parameters, to the bit."""
+    model, batches = toy_model(), toy_batches(4)
+    terms, loss = ChannelTerms(model, TOY_GROUPS, "channel"), bind(model, toy_loss)
+    data = ScoringData(reactivation=batches, terms=batches[:2])
+    apart = reri(model, loss, data, terms, "lidar", LR)
+    together = reri(model, loss, dataclasses.replace(data, starts_together=True), terms, "lidar", LR)
+    assert any(bool(vector.any()) for vector in apart.values())
+    assert all(torch.equal(vector, together[name]) for name, vector in apart.items())
+
+
 @pytest.mark.parametrize(("alpha", "beta"), [(1.0, 1.0), (1.0, 0.5), (1.0, 0.0), (0.0, 2.0)])
 def test_scores_equal_the_equations(alpha: float, beta: float) -> None:
     model, batches = toy_model(), toy_batches(4)

@@ -27,7 +27,7 @@ def naive_element_scores(model: TwoBranches) -> dict[str, Tensor]:
     redundancy: dict[str, dict[str, Tensor]] = {}
     for masked in ("lidar", "camera"):
         later = naive_reactivated(model, batches[:2], masked, 0.05)
-        before, after = naive_gradient(model, batches[1], masked), naive_gradient(later, batches[1], masked)
+        before, after = naive_gradient(model, batches[0], masked), naive_gradient(later, batches[0], masked)
         redundancy[masked] = {n: (p * before[n] - p * after[n]).abs() for n, p in theta.items()}
     scores = {}
     for name in theta:

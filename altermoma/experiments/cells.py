@@ -1,0 +1,92 @@
+"""The cells of a table: which there are, in which order, and what each is known by."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from altermoma.experiments.recipe import ExperimentRecipe, Granularity
+from altermoma.recipe import Method, PruneRecipe, TrainRecipe
+from altermoma.storage import content_key
+
+SCHEMA = 1
+"""Part of every key: raised where a change of the code changes what a cell measures."""
+
+_EVERY = ("method", "amount", "scope", "seed", "batch_size")
+_GRANULARITY: dict[Granularity, tuple[str, ...]] = {
+    "weights": (),
+    "channels": ("budget", "channel_step", "lidar_channel_step", "min_channels", "aggregation", "selection"),
+}
+_METHOD: dict[Method, tuple[str, ...]] = {
+    "altermoma": ("alpha", "beta", "score_batches", "reactivation_batches", "reri_batches", "reactivation_lr"),
+    "snip": ("score_batches",),
+    "imp": ("imp_rounds", "imp_steps"),
+    "synflow": ("synflow_rounds",),
+    "prospr": ("prospr_steps", "prospr_draws", "prospr_lr"),
+    "magnitude": (),
+    "random": (),
+}
+_TRAINING = ("steps", "batch_size", "lr", "weight_decay", "warmup_share", "grad_clip", "schedule", "augment")
+_TRAINING += ("ema_decay", "match_radius", "depth_weight", "seed")
+"""Keys of the recipe that decide what a cell measures. Named one by one: a new key of the recipe, or one that another
+method reads, leaves cells as they are."""
+_IN_ROUNDS = frozenset({"imp", "synflow"})
+"""Methods whose scores depend on the amount."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One pruned model: scored, cut, fine-tuned, evaluated.
+
+    Attributes:
+        label: the row it belongs to: the method, and the ratio of beta to alpha where that is varied.
+        prune, finetune: with the cell's method, amount and seed.
+    """
+
+    label: str
+    prune: PruneRecipe
+    finetune: TrainRecipe
+
+    @property
+    def amount(self) -> float:
+        return self.prune.amount
+
+    @property
+    def seed(self) -> int:
+        return self.prune.seed
+
+    def scoring_key(self, ground: Mapping[str, Any]) -> str:
+        """Of the scores, which several amounts may share. `ground`: what all cells of the experiment stand on."""
+        record = self._asked(ground)
+        if self.prune.method not in _IN_ROUNDS:
+            del record["amount"]
+        if self.prune.method == "imp":
+            record |= self._trained()
+        return content_key({"schema": SCHEMA, "ground": dict(ground), "scores": record})
+
+    def key(self, ground: Mapping[str, Any]) -> str:
+        return content_key({"schema": SCHEMA, "ground": dict(ground), "cell": self._asked(ground) | self._trained()})
+
+    def _asked(self, ground: Mapping[str, Any]) -> dict[str, Any]:
+        keys = (*_EVERY, *_GRANULARITY[ground["granularity"]], *_METHOD[self.prune.method])
+        return {key: getattr(self.prune, key) for key in keys}
+
+    def _trained(self) -> dict[str, Any]:
+        return {f"finetune.{key}": getattr(self.finetune, key) for key in _TRAINING}
+
+
+def cells_of(recipe: ExperimentRecipe, filled: PruneRecipe) -> Iterator[Cell]:
+    """All cells of an experiment, whose [prune] is `filled` where it was left open: seed by seed, so that an early end leaves whole columns; amounts and methods in the recipe's order."""
+    for seed in range(recipe.seeds):
+        finetune = dataclasses.replace(recipe.finetune, seed=recipe.finetune.seed + seed)
+        for amount in recipe.amounts:
+            for method in recipe.methods:
+                prune = dataclasses.replace(filled, method=method, amount=amount, seed=filled.seed + seed)
+                if method == "altermoma" and recipe.ratios:
+                    for ratio in recipe.ratios:
+                        chosen = dataclasses.replace(prune, beta=ratio * prune.alpha)
+                        yield Cell(label=f"beta/alpha {ratio:g}", prune=chosen, finetune=finetune)
+                else:
+                    yield Cell(label=method, prune=prune, finetune=finetune)

@@ -1,0 +1,130 @@
+"""What an experiment is asked to do, read from TOML: methods x amounts x seeds on one trained model."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from altermoma import toml
+from altermoma.errors import RecipeError
+from altermoma.recipe import DataRecipe, Method, PruneRecipe, Recipe, TrainRecipe, from_dict
+
+Granularity = Literal["weights", "channels"]
+RECIPES = "recipes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reduced:
+    """What `--reduced` puts in the place of the recipe's own: enough to see that everything runs."""
+
+    methods: tuple[Method, ...] = ("altermoma", "snip")
+    amounts: tuple[float, ...] = ()
+    seeds: int = 1
+    steps: int = 10
+    val_frames: int = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentRecipe:
+    """One table.
+
+    Attributes:
+        title: heading of the report.
+        granularity: single weights under masks, or channels that are cut out.
+        amounts: shares to remove, of the scored weights or of `prune.budget`; the most informative first, as the cells
+            are run in this order.
+        methods: in the order of the cells.
+        ratios: of beta to alpha; AlterMOMA is run with each. Empty: with the recipe's alone.
+        seeds: 0, 1, ... of scoring frames and of the order of training frames.
+        threshold: one threshold over all weights, or one per partition; for weights only.
+        paper: key of the paper's figures to show beside (altermoma.experiments.paper); empty for none.
+        val_frames: of the validation split, evenly spread; 0 takes all.
+        model, checkpoint, data, prune, finetune: as in a recipe of `altermoma-export`.
+    """
+
+    title: str
+    granularity: Granularity = "weights"
+    amounts: tuple[float, ...] = (0.9, 0.8, 0.85)
+    methods: tuple[Method, ...] = ("altermoma", "prospr", "snip", "synflow", "imp", "magnitude", "random")
+    ratios: tuple[float, ...] = ()
+    seeds: int = 3
+    threshold: Literal["global", "partition"] = "global"
+    paper: str = ""
+    model: str = "bevfusion-tiny"
+    checkpoint: str = ""
+    val_frames: int = 0
+    data: DataRecipe = field(default_factory=DataRecipe)
+    prune: PruneRecipe = field(default_factory=PruneRecipe)
+    finetune: TrainRecipe = field(default_factory=TrainRecipe)
+    reduced: Reduced = field(default_factory=Reduced)
+
+    def __post_init__(self) -> None:
+        for amount in self.amounts:
+            if not 0.0 < amount < 1.0:
+                raise RecipeError(
+                    f"amounts holds {amount:g}",
+                    expected="shares to remove, above 0 and below 1",
+                    remedy="0.9 removes nine tenths; the dense model is run anyway",
+                )
+        if not self.amounts or not self.methods or self.seeds < 1:
+            raise RecipeError(
+                f"an experiment of {len(self.amounts)} amounts, {len(self.methods)} methods and {self.seeds} seeds",
+                expected="one or more of each",
+            )
+        self.base()
+
+    def base(self) -> Recipe:
+        """Model, data and training as a recipe of their own, whose values are checked."""
+        return Recipe(
+            model=self.model,
+            checkpoint=self.checkpoint,
+            data=self.data,
+            prune=self.prune,
+            finetune=self.finetune,
+        )
+
+    def as_reduced(self) -> ExperimentRecipe:
+        small = self.reduced
+        return dataclasses.replace(
+            self,
+            title=f"{self.title} (reduced)",
+            methods=small.methods,
+            amounts=small.amounts or self.amounts[:1],
+            ratios=self.ratios[:1],
+            seeds=small.seeds,
+            val_frames=small.val_frames,
+            finetune=dataclasses.replace(self.finetune, steps=small.steps),
+            prune=dataclasses.replace(
+                self.prune, score_batches=1, reactivation_batches=1, reri_batches=1, imp_rounds=1, imp_steps=2
+            ),
+        )
+
+
+def shipped() -> list[str]:
+    """Names of the recipes in the package."""
+    folder = resources.files("altermoma.experiments").joinpath(RECIPES)
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_experiment(name: str) -> ExperimentRecipe:
+    """A shipped recipe by its name, or a TOML file."""
+    if name in shipped():
+        text = resources.files("altermoma.experiments").joinpath(f"{RECIPES}/{name}.toml").read_text(encoding="utf-8")
+    elif Path(name).is_file():
+        text = Path(name).read_text(encoding="utf-8")
+    else:
+        raise RecipeError(
+            f"no experiment {name!r}",
+            expected="one of " + ", ".join(shipped()) + ", or a TOML file",
+            remedy="choose one of these",
+        )
+    try:
+        record = toml.loads(text)
+    except toml.TOMLDecodeError as error:
+        raise RecipeError(f"{name} is not valid TOML: {error}", expected="a TOML file") from error
+    if "title" not in record:
+        raise RecipeError(f"{name} has no title", expected='title = "..."')
+    return from_dict(ExperimentRecipe, record)

@@ -1,0 +1,79 @@
+"""Runs an experiment's cells, each once: what is done is kept, what was cut off goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from altermoma.experiments.cells import Cell, cells_of
+from altermoma.experiments.recipe import ExperimentRecipe
+from altermoma.experiments.workbench import Workbench
+from altermoma.progress import say
+from altermoma.storage import content_key, read_json, write_json
+
+CELLS = "cells"
+REFERENCE = "altermoma"
+"""The row that others are compared with; the first row where there is none of this name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What is there of an experiment.
+
+    Attributes:
+        recipe: what was asked.
+        dense: mAP, NDS and loss of the dense model.
+        records: of the cells that are done (`Workbench.run`).
+        missing: label, amount and seed of those that are not.
+    """
+
+    recipe: ExperimentRecipe
+    dense: Mapping[str, float]
+    records: Sequence[Mapping[str, Any]]
+    missing: Sequence[tuple[str, float, int]]
+
+
+def run_experiment(recipe: ExperimentRecipe, folder: Path, *, minutes: float = 0.0, only_read: bool = False) -> Outcome:
+    """Runs the cells that are missing, in order, and returns all that are done.
+
+    Args:
+        recipe: the experiment.
+        folder: cells, scores and unfinished training; several experiments may share one.
+        minutes: no cell is begun after so many; 0 sets no limit.
+        only_read: begin none.
+    """
+    bench = Workbench(recipe, folder)
+    started = time.monotonic()
+    cells = list(cells_of(recipe, bench.place.recipe.prune))
+    dense = _dense(bench, folder)
+    records: list[Mapping[str, Any]] = []
+    missing: list[tuple[str, float, int]] = []
+    for number, cell in enumerate(cells, start=1):
+        file = folder / CELLS / f"{cell.key(bench.ground)}.json"
+        late = only_read or (minutes > 0 and time.monotonic() - started > 60 * minutes)
+        if not file.is_file() and late:
+            missing.append((cell.label, cell.amount, cell.seed))
+            continue
+        if not file.is_file():
+            say(f"cell {number} of {len(cells)}: {describe(cell)}")
+            write_json(file, bench.run(cell))
+        found = {**read_json(file), "label": cell.label}
+        say(f"{describe(cell)}: mAP {100 * found['mAP']:.1f}, NDS {100 * found['NDS']:.1f}, {found['seconds']:.0f} s")
+        records.append(found)
+    return Outcome(recipe=recipe, dense=dense, records=records, missing=missing)
+
+
+def describe(cell: Cell) -> str:
+    return f"{cell.label} {100 * cell.amount:g} %, seed {cell.seed}"
+
+
+def _dense(bench: Workbench, folder: Path) -> Mapping[str, float]:
+    file = folder / CELLS / f"dense-{content_key(bench.ground)}.json"
+    if not file.is_file():
+        say("the dense model")
+        write_json(file, {"loss": bench.loss(bench.dense), **bench.accuracy(bench.dense)})
+    found: Mapping[str, float] = read_json(file)
+    return found

@@ -1,0 +1,169 @@
+"""What a cell is made with: data, dense model, scoring frames, and the four steps score, cut, fine-tune, evaluate."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from altermoma.data.dataset import FrameDataset
+from altermoma.evaluation.nuscenes_eval import evaluate
+from altermoma.evaluation.predict import predict
+from altermoma.experiments.cells import Cell
+from altermoma.experiments.recipe import ExperimentRecipe
+from altermoma.models.batch import collate
+from altermoma.models.fusion import FusionModel
+from altermoma.pruning.channels import ChannelVectors
+from altermoma.pruning.masking import Batch
+from altermoma.pruning.methods.choose import batches_of, scores_of
+from altermoma.pruning.methods.work import channel_work, weight_work
+from altermoma.pruning.prune import prune_by_scores
+from altermoma.pruning.unstructured import Masks, global_masks, masked_model, sparsity_report
+from altermoma.recipe import PruneRecipe
+from altermoma.storage import sha256_of, write_bytes
+from altermoma.training.loop import train
+from altermoma.training.losses import task_loss
+from altermoma.workflow.compress import reference_batch
+from altermoma.workflow.keys import data_key
+from altermoma.workflow.place import Workplace
+from altermoma.workflow.rounds import round_training
+from altermoma.workflow.scoring import scoring_batches, with_open_keys_filled
+
+LOSS_FRAMES = 8
+"""Validation frames on which the task loss right after cutting is taken."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pruned:
+    """A cut model and how it came about; `masks` are empty where channels are gone."""
+
+    model: FusionModel
+    masks: Masks
+    removed: Mapping[str, Any]
+
+
+class Workbench:
+    """Opens what the cells of one experiment share, on first use.
+
+    Args:
+        recipe: the experiment.
+        folder: takes scores and unfinished training.
+    """
+
+    def __init__(self, recipe: ExperimentRecipe, folder: Path) -> None:
+        self.recipe, self.folder = recipe, folder
+        self.place = Workplace(with_open_keys_filled(recipe.base()))
+
+    @cached_property
+    def ground(self) -> dict[str, Any]:
+        """What every cell stands on besides its own options."""
+        data = dataclasses.asdict(self.recipe.data)
+        return {
+            "checkpoint": sha256_of(self.place.checkpoint),
+            "tables": data_key(self.place.root, self.recipe.data.version),
+            "data": {key: data[key] for key in ("version", "train_split", "val_split", "sweeps")},
+            "granularity": self.recipe.granularity,
+            "threshold": self.recipe.threshold,
+            "val_frames": self.recipe.val_frames,
+        }
+
+    @cached_property
+    def dense(self) -> FusionModel:
+        return self.place.dense_model()
+
+    @cached_property
+    def val(self) -> FrameDataset:
+        if not self.recipe.val_frames:
+            return self.place.val
+        tokens = self.place.reader.tokens(self.recipe.data.val_split)
+        chosen = np.linspace(0, len(tokens) - 1, min(self.recipe.val_frames, len(tokens))).round().astype(int)
+        return FrameDataset(self.place.reader, [tokens[i] for i in chosen], self.place.geometry)
+
+    @cached_property
+    def _loss_batches(self) -> list[Batch]:
+        chosen = np.linspace(0, len(self.val) - 1, min(LOSS_FRAMES, len(self.val))).round().astype(int)
+        samples = [self.val[int(index)] for index in chosen]
+        return [(collate([sample.inputs], self.place.geometry), [sample.truth]) for sample in samples]
+
+    def loss(self, model: FusionModel) -> float:
+        """Task loss on a few validation frames, in eval mode."""
+        model.eval()
+        with torch.no_grad():
+            found = [float(task_loss(model, inputs, truths)) for inputs, truths in self._loss_batches]
+        return float(np.mean(found))
+
+    def accuracy(self, model: FusionModel) -> dict[str, float]:
+        """Official mAP and NDS on the validation split; on a part of it, frames that are left out count as empty."""
+        found = evaluate(self.place.reader, self.recipe.data.val_split, self._complete(predict(model, self.val)))
+        return {"mAP": found.mAP, "NDS": found.NDS}
+
+    def _complete(self, detections: Mapping[str, Any]) -> dict[str, Any]:
+        from altermoma.frames import Boxes
+
+        tokens = self.place.reader.tokens(self.recipe.data.val_split)
+        return {token: detections.get(token, Boxes.empty()) for token in tokens}
+
+    def scores(self, cell: Cell) -> tuple[ChannelVectors, float]:
+        """Scores of a cell and the seconds they took, from the folder where an earlier cell left them."""
+        from safetensors import safe_open
+        from safetensors.torch import save
+
+        path = self.folder / "scores" / f"{cell.scoring_key(self.ground)}.safetensors"
+        if path.is_file():
+            with safe_open(path, framework="pt") as stream:
+                seconds = float((stream.metadata() or {})["seconds"])
+                return {name: stream.get_tensor(name) for name in stream.keys()}, seconds  # noqa: SIM118
+        recipe = cell.prune
+        batches: Sequence[Batch] = scoring_batches(self.place, recipe) if batches_of(recipe) else ()
+        make = weight_work if self.recipe.granularity == "weights" else channel_work
+        work = make(self.dense, batches, recipe, task_loss, reference_batch(self.place))
+        rounds = dataclasses.replace(cell.finetune, steps=cell.prune.imp_steps)
+        training = round_training(self.place, rounds, self.folder / "rounds" / cell.scoring_key(self.ground))
+        scored = scores_of(dataclasses.replace(work, retrain=training))
+        plain = {name: vector.contiguous() for name, vector in scored.scores.items()}
+        write_bytes(path, save(plain, metadata={"seconds": f"{scored.seconds:.3f}"}))
+        return scored.scores, scored.seconds
+
+    def cut(self, recipe: PruneRecipe, scores: ChannelVectors) -> Pruned:
+        """The dense model without what scores least; the dense model itself stays."""
+        if self.recipe.granularity == "weights":
+            masks = global_masks(self.dense, scores, recipe.amount, per=self.recipe.threshold)
+            report = sparsity_report(self.dense, masks)
+            removed = {"weights": report.total, "by_partition": report.by_partition, "by_layer": report.by_layer}
+            return Pruned(model=masked_model(self.dense, masks), masks=masks, removed=removed)
+        found = prune_by_scores(self.dense, scores, recipe, reference_batch(self.place))
+        return Pruned(model=found.model, masks={}, removed=found.to_json())
+
+    def fine_tune(self, cell: Cell, pruned: Pruned) -> FusionModel:
+        folder = self.folder / "training" / cell.key(self.ground)
+        return train(pruned.model, self.place.train, cell.finetune, folder=folder, masks=pruned.masks or None).model
+
+    def run(self, cell: Cell) -> dict[str, Any]:
+        """The record of a cell; unfinished training is continued, and removed in the end."""
+        started = time.process_time()
+        scores, scoring_seconds = self.scores(cell)
+        pruned = self.cut(cell.prune, scores)
+        loss_cut = self.loss(pruned.model)
+        trained = self.fine_tune(cell, pruned)
+        record = {
+            "label": cell.label,
+            "method": cell.prune.method,
+            "amount": cell.amount,
+            "seed": cell.seed,
+            "loss_cut": loss_cut,
+            "loss": self.loss(trained),
+            **self.accuracy(trained),
+            "removed": dict(pruned.removed),
+            "scoring_seconds": scoring_seconds,
+            "seconds": time.process_time() - started,
+        }
+        for part in ("training", "rounds"):
+            shutil.rmtree(self.folder / part, ignore_errors=True)
+        return record
