@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import altermoma
-from altermoma.cli import bench, build, convert, data, debug, evaluate, export, lint, prune, report, train
+from altermoma.cli import bench, build, convert, data, debug, evaluate, experiment, export, lint, prune, report, train
 from altermoma.cli.console import new_app, run_app
 
 app = new_app(
@@ -40,6 +40,7 @@ app.command("build")(build.build)
 app.command("bench")(bench.bench)
 app.command("debug-precision")(debug.debug_precision)
 app.command("eval")(evaluate.evaluate)
+app.command("experiment")(experiment.experiment)
 app.command("report")(report.report)
 
 

@@ -28,8 +28,10 @@ _METHOD: dict[Method, tuple[str, ...]] = {
     "magnitude": (),
     "random": (),
 }
-_TRAINING = ("steps", "batch_size", "lr", "weight_decay", "warmup_share", "grad_clip", "schedule", "augment")
-_TRAINING += ("ema_decay", "match_radius", "depth_weight", "seed")
+_TRAINING: tuple[str, ...] = (
+    *("steps", "batch_size", "lr", "weight_decay", "warmup_share", "grad_clip", "schedule", "augment"),
+    *("ema_decay", "match_radius", "depth_weight", "seed"),
+)
 """Keys of the recipe that decide what a cell measures. Named one by one: a new key of the recipe, or one that another
 method reads, leaves cells as they are."""
 _IN_ROUNDS = frozenset({"imp", "synflow"})
@@ -78,7 +80,10 @@ class Cell:
 
 
 def cells_of(recipe: ExperimentRecipe, filled: PruneRecipe) -> Iterator[Cell]:
-    """All cells of an experiment, whose [prune] is `filled` where it was left open: seed by seed, so that an early end leaves whole columns; amounts and methods in the recipe's order."""
+    """All cells of an experiment, whose [prune] is `filled` where it was left open.
+
+    Seed by seed, so that an early end leaves whole columns; amounts and methods in the recipe's order.
+    """
     for seed in range(recipe.seeds):
         finetune = dataclasses.replace(recipe.finetune, seed=recipe.finetune.seed + seed)
         for amount in recipe.amounts:

@@ -58,9 +58,7 @@ def _scores(place: Workplace, model: FusionModel, reference: FrameBatch, folder:
     work = channel_work(model, scoring_batches(place), recipe, task_loss, reference)
     training = round_training(place, rounds, folder)
     found = scores_of(dataclasses.replace(work, kept=Kept(folder), retrain=training))
-    say(
-        f"scores of {recipe.method}: {found.seconds:.1f} s of processor time, {peak_memory_mib():.0f} MiB at most so far"
-    )
+    say(f"scores of {recipe.method}: {found.seconds:.1f} s of processor time, at most {peak_memory_mib():.0f} MiB")
     return found.scores
 
 

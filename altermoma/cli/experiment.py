@@ -1,0 +1,57 @@
+"""`altermoma experiment`: the tables of the paper on a model of one's own."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from altermoma.cli.options import CheckpointOption, DataOption
+from altermoma.progress import say
+
+
+def experiment(  # noqa: PLR0913 - one parameter per option
+    name: Annotated[str, typer.Argument(metavar="NAME", help="table1, table5, ... of the package, or a TOML file.")],
+    *,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Folder of tables and cells; what is done there is kept.")
+    ] = Path("runs/experiments"),
+    data: DataOption = None,
+    checkpoint: CheckpointOption = None,
+    seeds: Annotated[int | None, typer.Option(help="Seeds 0, 1, ..., instead of the recipe's number.")] = None,
+    minutes: Annotated[
+        float, typer.Option(help="Begin no cell after so many minutes, and report what is done; 0 does all.")
+    ] = 0.0,
+    reduced: Annotated[
+        bool, typer.Option("--reduced", help="A few cells of a few steps, to see that everything runs.")
+    ] = False,
+) -> None:
+    """Run methods x amounts x seeds, and write the table as Markdown, JSON and a page with plots.
+
+    Every cell is scored, cut, fine-tuned and evaluated once. Killed and run again, it goes on where it stopped.
+    """
+    from altermoma.experiments.recipe import load_experiment
+
+    recipe = load_experiment(name)
+    recipe = recipe.as_reduced() if reduced else recipe
+    if data is not None:
+        recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, root=str(data)))
+    if checkpoint is not None:
+        recipe = dataclasses.replace(recipe, checkpoint=str(checkpoint))
+    if seeds is not None:
+        recipe = dataclasses.replace(recipe, seeds=seeds)
+    from altermoma.experiments.page import table_page
+    from altermoma.experiments.run import run_experiment
+    from altermoma.experiments.table import tabulate, to_json, to_markdown
+    from altermoma.storage import check_writable, write_json, write_text
+
+    file = out / f"{Path(name).stem}{'-reduced' if reduced else ''}.md"
+    check_writable(file)
+    table = tabulate(run_experiment(recipe, out, minutes=minutes))
+    write_text(file, to_markdown(table))
+    write_json(file.with_suffix(".json"), to_json(table))
+    write_text(file.with_suffix(".html"), table_page(table))
+    say(to_markdown(table))
+    print(file.with_suffix(".html"))

@@ -1,0 +1,107 @@
+"""The outcome as one HTML page that carries everything it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from altermoma.experiments.plot import Axes, line_plot
+from altermoma.experiments.table import ABSENT, Table, describe_missing, shown, shown_difference, signed
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1c2430; --soft: #5b6675; --line: #d9dee5; --paper: #fff; --mark: #eef4fa; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6eaf0; --soft: #9aa6b5; --line: #333c48; --paper: #14181e; --mark: #1d2733; } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 auto;
+  max-width: 1080px; padding: 32px 24px 64px; }
+h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 18px; margin: 40px 0 8px; }
+p { margin: 6px 0; max-width: 76ch; } .soft { color: var(--soft); }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; margin: 8px 0; }
+th, td { text-align: right; padding: 5px 8px; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; } th { color: var(--soft); font-weight: 500; font-size: 13px; }
+tr.reference { background: var(--mark); font-weight: 600; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 24px; }
+.wide { overflow-x: auto; } figure { margin: 0; } figcaption { color: var(--soft); font-size: 13px; max-width: 62ch; }
+svg { width: 100%; height: auto; } svg text { font: 12px system-ui, sans-serif; fill: currentColor; }
+svg text[fill] { fill: attr(fill); } svg .grid { stroke: var(--line); } svg .axis { fill: var(--soft); }
+svg .level { stroke: var(--soft); stroke-dasharray: 5 4; }
+.maps { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 10px; }
+.maps img { width: 100%; image-rendering: pixelated; border: 1px solid var(--line); }
+"""
+COLUMNS = ("method", "mAP", "NDS", "to dense", "to reference", "paper, to dense", "loss after cutting", "s per cell")
+
+
+def page(title: str, sections: Sequence[str]) -> str:
+    """A whole page of sections that are HTML already."""
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
+    return (
+        f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head><body>\n'
+        f"<h1>{escape(title)}</h1>\n" + "\n".join(sections) + "\n</body></html>\n"
+    )
+
+
+def table_page(table: Table) -> str:
+    """Plots first, then the figures."""
+    lines = {
+        label: [(100 * a, table.entries[label, a].mAP.mean) for a in table.amounts if (label, a) in table.entries]
+        for label in table.rows
+    }
+    losses = {
+        label: [(100 * a, table.entries[label, a].loss_cut) for a in table.amounts if (label, a) in table.entries]
+        for label in table.rows
+    }
+    marks = [100 * amount for amount in table.amounts]
+    level = "dense", 100 * table.dense["mAP"]
+    plots = figure(
+        line_plot(lines, Axes(x="removed, %", y="mAP, %", marks=marks), level), "Accuracy after fine-tuning."
+    ) + figure(
+        line_plot(losses, Axes(x="removed, %", y="task loss", marks=marks), ("dense", table.dense["loss"])),
+        "Task loss right after cutting, before any fine-tuning.",
+    )
+    intro = (
+        f"<p>Dense: mAP {100 * table.dense['mAP']:.1f}, NDS {100 * table.dense['NDS']:.1f}. Differences are to "
+        f"{escape(table.reference)}, seed by seed.</p>"
+    )
+    if table.paper:
+        intro += f'<p class="soft">Paper: points below its own dense model, {escape(table.paper.title)}.</p>'
+    sections = [intro, f'<div class="figures">{plots}</div>']
+    sections += [f"<h2>{100 * amount:g} % removed</h2>{_amount(table, amount)}" for amount in table.amounts]
+    if table.missing:
+        first = escape(describe_missing(table.missing[0]))
+        sections.append(f'<p class="soft">{len(table.missing)} cells are missing, the first: {first}.</p>')
+    return page(table.title, sections)
+
+
+def figure(picture: str, caption: str) -> str:
+    return f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>" if picture else ""
+
+
+def rows_of(head: Sequence[str], body: Sequence[Sequence[str]], marked: Sequence[bool] = ()) -> str:
+    """A table; `marked` rows stand out."""
+    lines = ["<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>"]
+    for number, row in enumerate(body):
+        kind = ' class="reference"' if number < len(marked) and marked[number] else ""
+        lines.append(f"<tr{kind}>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>")
+    return f'<div class="wide"><table>{"".join(lines)}</table></div>'
+
+
+def _amount(table: Table, amount: float) -> str:
+    body = []
+    for label in table.rows:
+        entry = table.entries.get((label, amount))
+        if entry is None:
+            body.append([label, *[ABSENT] * (len(COLUMNS) - 1)])
+            continue
+        body.append(
+            [
+                label,
+                shown(entry.mAP),
+                shown(entry.NDS),
+                signed(entry.mAP.mean - 100 * table.dense["mAP"]),
+                shown_difference(entry.difference),
+                ABSENT if entry.paper is None else signed(entry.paper),
+                f"{entry.loss_cut:.2f}",
+                f"{entry.seconds:.0f}",
+            ]
+        )
+    return rows_of(COLUMNS, body, [label == table.reference for label in table.rows])

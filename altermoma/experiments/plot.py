@@ -1,0 +1,144 @@
+"""Lines and bars as SVG that a page carries itself; no library, no script."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 640.0, 300.0
+LEFT, RIGHT, TOP, BOTTOM = 52.0, 150.0, 14.0, 40.0
+COLOURS = ("#1b6ca8", "#d1495b", "#2e933c", "#8a5ea8", "#e0912f", "#3aa6a0", "#777777", "#b07d62", "#4d4d4d")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axes:
+    """Names of both axes, and the values that the lower one marks."""
+
+    x: str
+    y: str
+    marks: Sequence[float]
+
+
+def line_plot(
+    lines: Mapping[str, Sequence[tuple[float, float]]], axes: Axes, level: tuple[str, float] | None = None
+) -> str:
+    """Points joined by lines, one colour each, named at the right.
+
+    Args:
+        lines: name to points, x rising; empty ones are left out.
+        axes: names and marks.
+        level: name and height of a dashed line right across.
+    """
+    drawn = {name: points for name, points in lines.items() if points}
+    values = [y for points in drawn.values() for _, y in points] + ([level[1]] if level else [])
+    if not values:
+        return ""
+    across = _Scale(min(axes.marks), max(axes.marks), LEFT + 14, WIDTH - RIGHT - 14)
+    low, high = _rounded(min(values), max(values))
+    up = _Scale(low, high, HEIGHT - BOTTOM, TOP)
+    parts = [_frame(axes, across, up, (low, high))]
+    if level:
+        y = up.at(level[1])
+        parts.append(f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+    ends = sorted((up.at(points[-1][1]), name) for name, points in drawn.items())
+    places = _spread_out([end for end, _ in ends])
+    height_of = {name: place for (_, name), place in zip(ends, places, strict=True)}
+    for index, (name, points) in enumerate(drawn.items()):
+        colour = COLOURS[index % len(COLOURS)]
+        path = " ".join(f"{across.at(x):.1f},{up.at(y):.1f}" for x, y in points)
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts += [
+            f'<circle cx="{across.at(x):.1f}" cy="{up.at(y):.1f}" r="3.2" fill="{colour}">'
+            f"<title>{escape(name)}: {y:.2f}</title></circle>"
+            for x, y in points
+        ]
+        parts.append(
+            f'<text x="{WIDTH - RIGHT + 8}" y="{height_of[name] + 4:.1f}" fill="{colour}">{escape(name)}</text>'
+        )
+    if level:
+        parts.append(f'<text x="{LEFT + 6}" y="{up.at(level[1]) - 5:.1f}">{escape(level[0])}</text>')
+    return f'<svg viewBox="0 0 {WIDTH:.0f} {HEIGHT:.0f}" role="img">{"".join(parts)}</svg>'
+
+
+def bar_plot(bars: Mapping[str, Mapping[str, float]], y: str) -> str:
+    """Groups of bars: group name to bar name to value, from 0 or the lowest value."""
+    names = list(dict.fromkeys(name for group in bars.values() for name in group))
+    values = [value for group in bars.values() for value in group.values()]
+    if not values:
+        return ""
+    low, high = _rounded(min(0.0, *values), max(0.0, *values))
+    up = _Scale(low, high, HEIGHT - BOTTOM, TOP)
+    parts = [_horizontal(up, (low, high), y)]
+    room = (WIDTH - RIGHT - LEFT) / len(bars)
+    width = 0.8 * room / len(names)
+    for place, (group, found) in enumerate(bars.items()):
+        start = LEFT + place * room
+        for index, name in enumerate(names):
+            if name in found:
+                top, bottom = sorted((up.at(found[name]), up.at(0.0)))
+                parts.append(
+                    f'<rect x="{start + 0.1 * room + index * width:.1f}" y="{top:.1f}" width="{width * 0.92:.1f}" '
+                    f'height="{max(bottom - top, 0.5):.1f}" fill="{COLOURS[index % len(COLOURS)]}">'
+                    f"<title>{escape(group)}, {escape(name)}: {found[name]:.3g}</title></rect>"
+                )
+        parts.append(
+            f'<text x="{start + room / 2:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{escape(group)}</text>'
+        )
+    parts += [
+        f'<text x="{WIDTH - RIGHT + 8}" y="{TOP + 12 + 16 * index}" fill="{COLOURS[index % len(COLOURS)]}">'
+        f"{escape(name)}</text>"
+        for index, name in enumerate(names)
+    ]
+    return f'<svg viewBox="0 0 {WIDTH:.0f} {HEIGHT:.0f}" role="img">{"".join(parts)}</svg>'
+
+
+@dataclass(frozen=True)
+class _Scale:
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def at(self, value: float) -> float:
+        share = (value - self.low) / (self.high - self.low) if self.high > self.low else 0.5
+        return self.start + share * (self.end - self.start)
+
+
+def _rounded(low: float, high: float) -> tuple[float, float]:
+    """Ends a little outside, so that no point lies on the frame."""
+    room = 0.06 * (high - low) or 0.5 * abs(high) or 1.0
+    return (low if low == 0.0 else low - room), (high if high == 0.0 else high + room)
+
+
+def _frame(axes: Axes, across: _Scale, up: _Scale, ends: tuple[float, float]) -> str:
+    marks = "".join(
+        f'<text x="{across.at(x):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{x:g}</text>' for x in axes.marks
+    )
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    name = f'<text x="{middle:.1f}" y="{HEIGHT - 6}" text-anchor="middle" class="axis">{escape(axes.x)}</text>'
+    return _horizontal(up, ends, axes.y) + marks + name
+
+
+def _horizontal(up: _Scale, ends: tuple[float, float], name: str) -> str:
+    low, high = ends
+    parts = []
+    for step in range(5):
+        value = low + step * (high - low) / 4
+        y = up.at(value)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>')
+    middle = (TOP + HEIGHT - BOTTOM) / 2
+    parts.append(
+        f'<text transform="translate(12 {middle:.0f}) rotate(-90)" text-anchor="middle" class="axis">'
+        f"{escape(name)}</text>"
+    )
+    return "".join(parts)
+
+
+def _spread_out(heights: Sequence[float], apart: float = 14.0) -> list[float]:
+    """The same heights, rising, moved down where two would touch."""
+    found: list[float] = []
+    for height in heights:
+        found.append(max(height, found[-1] + apart) if found else height)
+    return found

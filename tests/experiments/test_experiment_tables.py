@@ -1,0 +1,182 @@
+"""Statistics against scipy, cells by what decides them, tables and pages from made records."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from altermoma.errors import RecipeError
+from altermoma.experiments.cells import Cell, cells_of
+from altermoma.experiments.page import table_page
+from altermoma.experiments.paper import paper_figures
+from altermoma.experiments.plot import Axes, bar_plot, line_plot
+from altermoma.experiments.recipe import ExperimentRecipe, load_experiment, shipped
+from altermoma.experiments.run import Outcome
+from altermoma.experiments.statistics import paired_difference, spread
+from altermoma.experiments.table import tabulate, to_json, to_markdown
+from altermoma.recipe import PruneRecipe
+
+GROUND = {"checkpoint": "abc", "granularity": "weights"}
+RECIPE = ExperimentRecipe(title="T", amounts=(0.9, 0.8), methods=("altermoma", "snip"), seeds=3, paper="table1")
+
+
+def test_the_interval_is_scipys_percentile_bootstrap() -> None:
+    rng = np.random.default_rng(3)
+    first, second = rng.normal(50, 3, 9), rng.normal(48, 3, 9)
+    found = paired_difference(list(first), list(second))
+    expected = stats.bootstrap(
+        (first - second,), np.mean, n_resamples=20000, method="percentile", rng=np.random.default_rng(1)
+    ).confidence_interval
+    assert found.interval is not None
+    assert found.mean == pytest.approx(float((first - second).mean()))
+    assert found.interval == pytest.approx((expected.low, expected.high), abs=0.1)
+
+
+def test_few_seeds_have_no_interval() -> None:
+    assert paired_difference([1.0, 2.0], [0.0, 0.0]).interval is None
+    assert spread([4.0]).deviation is None
+    assert spread([1.0, 3.0]).deviation == pytest.approx(2**0.5)
+
+
+def cells(recipe: ExperimentRecipe, prune: PruneRecipe | None = None) -> list[Cell]:
+    return list(cells_of(recipe, prune or recipe.prune))
+
+
+def test_cells_come_seed_by_seed_and_are_paired() -> None:
+    found = cells(RECIPE)
+    assert [(c.label, c.amount, c.seed) for c in found[:5]] == [
+        ("altermoma", 0.9, 0),
+        ("snip", 0.9, 0),
+        ("altermoma", 0.8, 0),
+        ("snip", 0.8, 0),
+        ("altermoma", 0.9, 1),
+    ]
+    assert len({cell.key(GROUND) for cell in found}) == 12
+    for cell in found:
+        assert cell.finetune.seed == cell.seed, "all methods see the same frames in the same order"
+
+
+def test_ratios_are_rows_of_altermoma_alone() -> None:
+    recipe = dataclasses.replace(RECIPE, ratios=(0.0, 0.5), seeds=1, amounts=(0.9,))
+    assert [(c.label, c.prune.beta) for c in cells(recipe)] == [
+        ("beta/alpha 0", 0.0),
+        ("beta/alpha 0.5", 0.5),
+        ("snip", 1.0),
+    ]
+
+
+def test_a_key_changes_with_what_decides_the_cell_and_with_nothing_else() -> None:
+    before = {c.label: c for c in cells(dataclasses.replace(RECIPE, seeds=1, amounts=(0.9,)))}
+
+    def keys(label: str, **changes: Any) -> tuple[bool, bool]:
+        cell = before[label]
+        changed = dataclasses.replace(cell, prune=dataclasses.replace(cell.prune, **changes))
+        return (
+            changed.key(GROUND) != cell.key(GROUND),
+            changed.scoring_key(GROUND) != cell.scoring_key(GROUND),
+        )
+
+    assert keys("altermoma", beta=0.5) == (True, True)
+    assert keys("snip", beta=0.5) == (False, False)
+    assert keys("snip", prospr_lr=0.5) == (False, False)
+    assert keys("snip", amount=0.8) == (True, False), "one scoring serves all amounts"
+    assert keys("snip", method="synflow", amount=0.8)[1]
+    assert keys("snip", channel_step=32) == (False, False), "single weights have no channel step"
+    other = before["snip"].key({**GROUND, "checkpoint": "another"})
+    assert other != before["snip"].key(GROUND)
+    rounds = dataclasses.replace(before["snip"].prune, method="synflow")
+    at = [Cell(label="", prune=dataclasses.replace(rounds, amount=a), finetune=RECIPE.finetune) for a in (0.8, 0.9)]
+    assert at[0].scoring_key(GROUND) != at[1].scoring_key(GROUND), "rounds of SynFlow end at the amount"
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_recipes_load(name: str) -> None:
+    recipe = load_experiment(name)
+    assert recipe.base().finetune.distill_weight == 0.0, "all methods are fine-tuned by labels alone"
+    if recipe.paper:
+        assert paper_figures(recipe.paper).methods
+    reduced = recipe.as_reduced()
+    assert len(cells(reduced)) <= 2
+
+
+def test_paper_figures_are_the_papers() -> None:
+    table = paper_figures("table1")
+    assert (table.dense, table.methods["altermoma"][0.9], table.methods["imp"][0.8]) == (67.8, 63.5, 59.3)
+    assert paper_figures("table5").methods["prospr"][0.5] == 62.5
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("amounts = [1.0]", "amounts holds 1"),
+        ("amounts = [0.0]", "amounts holds 0"),
+        ("amounts = []", "an experiment of 0 amounts"),
+        ("seeds = 0", "0 seeds"),
+        ("methods = ['magic']", "methods"),
+        ("amonuts = [0.5]", "unknown recipe key amonuts"),
+        ("[prune]\nprospr_lr = -1.0", "prune.prospr_lr = -1.0"),
+    ],
+)
+def test_what_cannot_be_meant_is_an_error(text: str, found: str, tmp_path: Path) -> None:
+    file = tmp_path / "e.toml"
+    file.write_text(f'title = "T"\n{text}\n')
+    with pytest.raises(RecipeError, match=found):
+        load_experiment(str(file))
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(RecipeError, match="no experiment 'table99'") as caught:
+        load_experiment("table99")
+    assert "table5" in caught.value.expected
+
+
+def record(label: str, amount: float, seed: int, accuracy: float) -> Mapping[str, Any]:
+    figures = {"loss_cut": 3.0, "seconds": 100.0, "scoring_seconds": 10.0, "NDS": accuracy}
+    return {"label": label, "method": label, "amount": amount, "seed": seed, "mAP": accuracy, **figures}
+
+
+def outcome() -> Outcome:
+    records = [record("altermoma", 0.9, seed, 0.5 + 0.01 * seed) for seed in range(3)]
+    records += [record("snip", 0.9, seed, 0.4 + 0.02 * seed) for seed in range(3)]
+    return Outcome(
+        recipe=RECIPE,
+        dense={"mAP": 0.8, "NDS": 0.7, "loss": 1.0},
+        records=records,
+        missing=[("altermoma", 0.8, 0)],
+    )
+
+
+def test_the_table_pairs_seeds_and_says_what_is_missing() -> None:
+    table = tabulate(outcome())
+    snip = table.entries["snip", 0.9]
+    assert snip.mAP.mean == pytest.approx(42.0)
+    assert snip.mAP.deviation == pytest.approx(2.0)
+    assert snip.difference is not None
+    assert snip.difference.mean == pytest.approx(-9.0)
+    assert snip.paper == pytest.approx(50.2 - 67.8)
+    assert table.entries["altermoma", 0.9].difference is None
+    text = to_markdown(table)
+    assert "42.0 \N{PLUS-MINUS SIGN} 2.0 (3)" in text
+    assert "Missing: 1 cells, first altermoma at 80 % with seed 0" in text
+    assert json.loads(json.dumps(to_json(table)))["cells"][1]["difference"] == pytest.approx(-9.0)
+
+
+def test_pages_and_plots_are_well_formed() -> None:
+    html = table_page(tabulate(outcome()))
+    for part in html.split("<svg")[1:]:
+        ElementTree.fromstring("<svg" + part.split("</svg>")[0] + "</svg>")
+    assert html.count("<svg") == 2
+    assert "<script" not in html
+    assert "http" not in html
+    assert line_plot({}, Axes(x="x", y="y", marks=[0.0, 1.0])) == ""
+    drawn = ElementTree.fromstring(bar_plot({"a": {"one": 1.0, "two": -1.0}}, "y"))
+    heights = [float(rect.attrib["height"]) for rect in drawn.iter("rect")]
+    assert heights[0] == pytest.approx(heights[1])
