@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from altermoma.cli.options import SparsityOption, unsupported_sparsity
+from altermoma.cli.options import SparsityOption
 from altermoma.recipe import BuilderRecipe, HardwareLevel, Precision, from_dict
 
 LevelOption = Annotated[
@@ -63,7 +63,6 @@ def build(  # noqa: PLR0913 - one parameter per option
 
     Ends with exit code 3 where no GPU with TensorRT is, and where an engine is not what was asked for.
     """
-    unsupported_sparsity(sparsity)
     from altermoma.workflow.bundles import build_bundle
 
     asked = BuilderRecipe(
@@ -80,4 +79,4 @@ def build(  # noqa: PLR0913 - one parameter per option
         refit=refit,
         strip=strip,
     )
-    print(build_bundle(bundle, asked, precision=engine))
+    print(build_bundle(bundle, asked, precision=engine, sparsity=sparsity))

@@ -54,7 +54,8 @@ ParamsOption = Annotated[
     float | None, typer.Option("--prune-params", metavar="SHARE", help="Remove this share of the parameters.")
 ]
 SparsityOption = Annotated[
-    Sparsity | None, typer.Option("--sparsity", help="Pattern inside the layers that remain: dense, or 2:4.")
+    Sparsity | None,
+    typer.Option("--sparsity", help="Pattern inside the layers that remain: dense, or 2:4 for sparse tensor cores."),
 ]
 PrecisionOption = Annotated[
     Precision | None, typer.Option("--engine", help="Precision baked into the graphs. int8 is not there yet.")
@@ -169,6 +170,12 @@ def with_engine(recipe: Recipe, choice: EngineChoice) -> Recipe:
     return recipe
 
 
+def with_sparsity(recipe: Recipe, sparsity: Sparsity | None) -> Recipe:
+    if sparsity is None:
+        return recipe
+    return dataclasses.replace(recipe, engine=dataclasses.replace(recipe.engine, sparsity=sparsity))
+
+
 def check_supported(recipe: Recipe) -> None:
     """Says at once, before any work, what this version cannot do."""
     if recipe.engine.precision == "int8":
@@ -176,15 +183,4 @@ def check_supported(recipe: Recipe) -> None:
             "int8 engines are not there yet: they need the calibration step",
             expected="fp32 or fp16",
             remedy="run with --engine fp16",
-        )
-    unsupported_sparsity(recipe.engine.sparsity)
-
-
-def unsupported_sparsity(sparsity: Sparsity | None) -> None:
-    """2:4 is an option that ends in an error which says so, never in a dense engine."""
-    if sparsity == "2:4":
-        raise UnsupportedError(
-            "2:4 sparsity is not there yet: only whole channels are pruned",
-            expected="dense",
-            remedy="run with --sparsity dense, and prune channels with --prune-flops",
         )

@@ -18,8 +18,10 @@ from altermoma.cli.options import (
     Mmdet3dConfigOption,
     ParamsOption,
     RecipeOption,
+    SparsityOption,
     load_recipe,
     with_budget,
+    with_sparsity,
 )
 from altermoma.recipe import Method
 
@@ -38,8 +40,11 @@ def prune(  # noqa: PLR0913 - one parameter per option
     method: Annotated[
         Method | None, typer.Option("--method", help="What scores the channels. Without it: altermoma.")
     ] = None,
+    sparsity: SparsityOption = None,
 ) -> None:
     """Score every channel, remove the least useful ones physically, and write the smaller model.
+
+    With `--sparsity 2:4` the weights that remain are made 2:4 then, for sparse tensor cores; training keeps them so.
 
     It is not fine-tuned: go on with `altermoma train --checkpoint FILE`.
     """
@@ -49,4 +54,4 @@ def prune(  # noqa: PLR0913 - one parameter per option
         chosen = dataclasses.replace(chosen, prune=dataclasses.replace(chosen.prune, method=method))
     from altermoma.workflow.single import prune_to_file
 
-    print(prune_to_file(chosen, out))
+    print(prune_to_file(with_sparsity(chosen, sparsity), out))

@@ -68,6 +68,7 @@ class BundleContent:
     versions: dict[str, str] = field(default_factory=dict)
     target: dict[str, Any] = field(default_factory=dict)
     engines: EngineState = field(default_factory=EngineState)
+    sparsity: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

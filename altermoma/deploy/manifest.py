@@ -134,6 +134,7 @@ class Manifest:
         tolerances: per precision, the largest allowed difference to the reference over its largest magnitude.
         stages: precision -> stage name -> record.
         files: every file but the manifest and what lies under `engines/`.
+        sparsity: of every product of the graphs, whether its weights are 2:4 and why not (altermoma.export.sparsity).
     """
 
     name: str
@@ -148,6 +149,7 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     target: dict[str, Any] = field(default_factory=dict)
     engines: EngineState = field(default_factory=EngineState)
+    sparsity: dict[str, Any] = field(default_factory=dict)
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -227,6 +229,7 @@ def _manifest(record: dict[str, Any]) -> Manifest:
         stages={p: {n: _stage(r) for n, r in stages.items()} for p, stages in record["stages"].items()},
         files={path: FileRecord(**r) for path, r in record["files"].items()},
         engines=_engines(record["engines"]),
+        sparsity=dict(record.get("sparsity", {})),
     )
 
 

@@ -52,7 +52,8 @@ def options_of(manifest: Manifest, precision: str, asked: BuilderRecipe | None =
     target, recipe = (
         from_dict(BuilderRecipe, record.get("builder", {}), "builder.") for record in (manifest.target, manifest.recipe)
     )
-    sparsity = manifest.recipe.get("engine", {}).get("sparsity", "dense")
+    # fp32 has no sparse kernels; its engine of a 2:4 bundle is the yardstick.
+    sparsity = manifest.recipe.get("engine", {}).get("sparsity", "dense") if precision != "fp32" else "dense"
     chosen = checked(settled(target, recipe, asked or BuilderRecipe()))
     return BuildOptions(precision=precision, sparsity=sparsity, builder=chosen)  # type: ignore[arg-type]
 

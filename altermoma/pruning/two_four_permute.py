@@ -106,7 +106,7 @@ def permuted_state(state: Mapping[str, Tensor], groups: Sequence[ChannelGroup], 
         PruningError: groups that do not fit the tensors, or an order that is none of its group's channels.
     """
     check_groups(groups, {name: tensor.shape for name, tensor in state.items()})
-    _check_orders(groups, orders)
+    check_orders(groups, orders)
     permuted = dict(state)
     for name, dim in dict.fromkeys((m.tensor, m.dim) for g in groups if g.name in orders for m in g.members):
         entries = permuted_entries(groups, orders, name, dim, state[name].shape[dim])
@@ -139,7 +139,12 @@ def moved(orders: Orders) -> Iterator[str]:
             yield name
 
 
-def _check_orders(groups: Sequence[ChannelGroup], orders: Orders) -> None:
+def check_orders(groups: Sequence[ChannelGroup], orders: Orders) -> None:
+    """Each order must name every channel of its group once.
+
+    Raises:
+        PruningError: naming the first group whose order does not.
+    """
     widths = {group.name: group.width for group in groups}
     for name, order in orders.items():
         if name not in widths:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -11,10 +12,11 @@ from altermoma.deploy.benchmark import FRAME
 from altermoma.deploy.manifest import STAGES
 from altermoma.report.paper import paper_table
 from altermoma.report.scenes import Scene
-from altermoma.report.summary import LayerWidth, Summary, Variant, stage_names
+from altermoma.report.summary import LayerWidth, Product, SparseProducts, Summary, Variant, stage_names
 from altermoma.storage import write_text
 
 ABSENT, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
+_LEADING_NUMBERS = re.compile(r"^\d+ |(?<=and )\d+ (?=outputs)")
 TONES = {stage: f"n{index}" for index, stage in enumerate(STAGES)}
 """Colour class of each stage of the network; what the host does stays grey."""
 
@@ -57,7 +59,7 @@ def render(summary: Summary, scene: Scene | None) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(fixed=_fixed, percent=_percent, signed=_signed, title_of=_title_of)
+    environment.filters.update(fixed=_fixed, percent=_percent, signed=_signed, title_of=_title_of, verdict=_verdict)
     style = resources.files("altermoma.report").joinpath("templates/style.css").read_text(encoding="utf-8")
     return environment.get_template("report.html.j2").render(
         summary=summary,
@@ -66,6 +68,7 @@ def render(summary: Summary, scene: Scene | None) -> str:
         style=style,
         headline=headline(summary),
         bars=latency_bars(summary),
+        sparse_rows=sparse_rows(summary.sparsity),
         stages=stage_names(list(summary.variants.values())),
         partitions=widths_by_partition(summary.channels),
         tones=TONES,
@@ -118,6 +121,31 @@ def latency_bars(summary: Summary) -> list[LatencyBar]:
         )
         for variant, total in zip(timed, totals, strict=True)
     ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseRow:
+    """Products with the same verdict: how many, and their share of the FLOPs."""
+
+    verdict: str
+    count: int
+    flops: float
+
+
+def sparse_rows(found: SparseProducts | None) -> list[SparseRow]:
+    """Verdicts on 2:4, the largest share of the FLOPs first; obstacles that differ in numbers alone are one."""
+    if found is None:
+        return []
+    whole = sum(layer.flops for layer in found.layers) or 1.0
+    verdicts: dict[str, list[float]] = {}
+    for layer in found.layers:
+        verdicts.setdefault(_LEADING_NUMBERS.sub("", _verdict(layer)), []).append(layer.flops)
+    rows = [SparseRow(verdict=name, count=len(f), flops=sum(f) / whole) for name, f in verdicts.items()]
+    return sorted(rows, key=lambda row: -row.flops)
+
+
+def _verdict(layer: Product) -> str:
+    return layer.obstacle or ("holds 2:4" if layer.two_four else "could be 2:4, is dense")
 
 
 def widths_by_partition(channels: tuple[LayerWidth, ...]) -> dict[str, list[LayerWidth]]:

@@ -132,6 +132,48 @@ class LayerWidth:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Product:
+    """One convolution or matrix product of the exported graphs.
+
+    Attributes:
+        inputs, outputs: channels, or rows and columns of a matrix; `positions` of the kernel.
+        flops: 2 x MACs on the reference frame.
+        two_four: whether its weights are 2:4.
+        obstacle: why it stays dense; empty where its width and precision let it be 2:4.
+    """
+
+    stage: str
+    node: str
+    operator: str
+    inputs: int
+    outputs: int
+    positions: int
+    flops: float
+    two_four: bool
+    obstacle: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseProducts:
+    """What 2:4 sparsity can do for the pruned model, and what was done.
+
+    Attributes:
+        asked: "dense" or "2:4"; `rule` says how wide a product must be for it.
+        eligible_flops, two_four_flops: share of all FLOPs in products that could be, and that are 2:4.
+        kept_before, kept_after: share of those weights' magnitude that stayed, as the channels were and reordered;
+            None where nothing was made 2:4.
+    """
+
+    asked: str
+    rule: str
+    eligible_flops: float
+    two_four_flops: float
+    layers: tuple[Product, ...]
+    kept_before: float | None = None
+    kept_after: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Summary:
     """Everything in `summary.json`."""
 
@@ -150,6 +192,7 @@ class Summary:
     peak_memory_mib: float
     recipe: dict[str, Any]
     notes: tuple[str, ...] = field(default=())
+    sparsity: SparseProducts | None = None
     schema: int = SCHEMA
 
     def write(self, path: Path) -> None:
@@ -182,6 +225,7 @@ def from_json(record: dict[str, Any], source: str = "summary") -> Summary:
         fields["engines"] = Engines(**record["engines"])
         fields["channels"] = tuple(LayerWidth(**value) for value in record["channels"])
         fields["notes"] = tuple(record["notes"])
+        fields["sparsity"] = _sparsity(record.get("sparsity"))
         return Summary(**fields)
     except (KeyError, TypeError) as error:
         raise StorageError(f"{source} is no summary: {error}", expected="the keys of docs/summary.md") from error
@@ -197,6 +241,12 @@ def _parity(record: dict[str, Any]) -> Parity:
     stages = {stage: Difference(**value) for stage, value in record["stages"].items()}
     frame = None if record["frame"] is None else Difference(**record["frame"])
     return Parity(stages=stages, frame=frame, boxes=BoxParity(**record["boxes"]))
+
+
+def _sparsity(record: dict[str, Any] | None) -> SparseProducts | None:
+    if record is None:
+        return None
+    return SparseProducts(**{**record, "layers": tuple(Product(**layer) for layer in record["layers"])})
 
 
 def stage_names(variants: Sequence[Variant]) -> list[str]:

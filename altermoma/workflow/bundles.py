@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from altermoma.deploy.pipeline import Backend, Pipeline
 from altermoma.deploy.self_check import check_bundle
 from altermoma.deploy.tensorrt_config import options_of
 from altermoma.deploy.tensorrt_engines import engines_here
-from altermoma.errors import UnsupportedError
-from altermoma.recipe import BuilderRecipe, Precision
+from altermoma.errors import RecipeError, UnsupportedError
+from altermoma.recipe import BuilderRecipe, Precision, Sparsity
 
 
 def bench_bundles(
@@ -42,25 +43,38 @@ def bench_bundles(
     )
 
 
-def build_bundle(folder: Path, asked: BuilderRecipe, *, precision: Precision | None = None) -> str:
+def build_bundle(
+    folder: Path, asked: BuilderRecipe, *, precision: Precision | None = None, sparsity: Sparsity | None = None
+) -> str:
     """Builds and verifies the engines of a bundle here: precision, sparsity, its own reference, ONNX Runtime.
 
     Args:
         folder: of the bundle, which gains `engines/`.
         asked: builder options beside those that the bundle brings.
         precision: to build; without it every one that the bundle holds.
+        sparsity: "dense" builds dense engines of a 2:4 bundle; without it, what the bundle is.
 
     Returns:
         What was asked for and what was found, as a table.
 
     Raises:
         EngineError: no GPU with TensorRT, or an engine that is not what was asked for.
+        RecipeError: 2:4 engines of a bundle whose weights are dense.
     """
     bundle = Bundle.open(folder)
+    if sparsity == "2:4" and bundle.manifest.sparsity.get("asked") != "2:4":
+        raise RecipeError(
+            f"--sparsity 2:4 for {folder}, whose weights are dense",
+            expected="a bundle that was exported with --sparsity 2:4",
+            remedy="leave the option out, or prune and export again: altermoma-export --sparsity 2:4",
+        )
     precisions = (precision,) if precision is not None else bundle.manifest.precisions
     for each in precisions:
         bundle.stages(each)
-        bundle = engines_here(bundle, options_of(bundle.manifest, each, asked), build="require")
+        options = options_of(bundle.manifest, each, asked)
+        if sparsity == "dense":
+            options = dataclasses.replace(options, sparsity="dense")
+        bundle = engines_here(bundle, options, build="require")
     built = [record for record in bundle.manifest.engines.built if record.precision in precisions]
     require_sparse(built)
     check_bundle(bundle, "tensorrt").require()

@@ -11,6 +11,7 @@ from altermoma.progress import say
 from altermoma.workflow.place import Workplace
 from altermoma.workflow.rounds import round_training
 from altermoma.workflow.scoring import scoring_batches
+from altermoma.workflow.sparsity import SPARSITY, masks_of
 from altermoma.workflow.steps import peak_memory_mib
 
 if TYPE_CHECKING:
@@ -30,18 +31,26 @@ def reference_batch(place: Workplace) -> FrameBatch:
 
 
 def prune_model(place: Workplace, folder: Path) -> dict[str, Any]:
-    """Scores and shrinks the dense model; the pruned weights are kept in the folder. A kill costs one batch."""
+    """Scores and shrinks the dense model, and makes it 2:4 where that is asked for; the weights are kept in the folder.
+
+    A kill costs one batch, or the search of the channels' order.
+    """
     from altermoma.checkpoints.io import describe, save_checkpoint
     from altermoma.pruning.prune import prune_by_scores
+    from altermoma.pruning.two_four_prune import prune_two_four
 
     recipe, unfinished = place.recipe, folder / "scores"
-    model, reference = place.dense_model(), reference_batch(place)
-    scores = _scores(place, model, reference, unfinished) if recipe.prune.amount > 0 else {}
-    result = prune_by_scores(model, scores, recipe.prune, reference)
-    record = result.to_json() | {"method": recipe.prune.method}
+    dense, reference = place.dense_model(), reference_batch(place)
+    scores = _scores(place, dense, reference, unfinished) if recipe.prune.amount > 0 else {}
+    result = prune_by_scores(dense, scores, recipe.prune, reference)
+    record, model = result.to_json() | {"method": recipe.prune.method}, result.model
     kept = {name: channels.tolist() for name, channels in result.keep.items()}
-    metadata = describe(result.model, recipe.model) | {"pruning": record, "kept": kept}
-    save_checkpoint(folder / PRUNED_FILE, result.model.state_dict(), metadata)
+    metadata = describe(model, recipe.model) | {"pruning": record, "kept": kept}
+    if recipe.engine.sparsity == "2:4":
+        sparse = prune_two_four(model, recipe.prune.two_four_rule, permute=recipe.prune.two_four_permute)
+        model, metadata[SPARSITY] = sparse.model, sparse.to_json()
+        record[SPARSITY] = {"kept_before": sparse.kept_before, "kept_after": sparse.kept_after}
+    save_checkpoint(folder / PRUNED_FILE, model.state_dict(), metadata)
     shutil.rmtree(unfinished, ignore_errors=True)
     return record
 
@@ -69,33 +78,45 @@ def teacher_of(place: Workplace, pruned: Path) -> Teacher:
     from altermoma.checkpoints.io import load_checkpoint
     from altermoma.pruning.groups import fusion_groups
     from altermoma.pruning.surgery import kept_entries
+    from altermoma.pruning.two_four_permute import check_orders, permuted_entries
     from altermoma.training.distill import Teacher
 
-    dense = place.dense_model()
-    groups = fusion_groups(dense)
-    keep = {name: torch.tensor(channels) for name, channels in load_checkpoint(pruned)[1]["kept"].items()}
+    dense, student, metadata = place.dense_model(), place.model(pruned), load_checkpoint(pruned)[1]
+    groups, fewer = fusion_groups(dense), fusion_groups(student)
+    keep = {name: torch.tensor(channels) for name, channels in metadata["kept"].items()}
+    orders = {name: torch.tensor(order) for name, order in metadata.get(SPARSITY, {}).get("orders", {}).items()}
+    check_orders(fewer, orders)
 
-    def kept(layer: str) -> torch.Tensor:
-        return kept_entries(groups, keep, layer, 1, dense.get_parameter(layer).shape[1])
+    def shared(layer: str) -> torch.Tensor:
+        """The dense channels that the student has at the layer's input, in the student's order."""
+        kept = kept_entries(groups, keep, layer, 1, dense.get_parameter(layer).shape[1])
+        return kept[permuted_entries(fewer, orders, layer, 1, len(kept))].to(place.device)
 
     return Teacher(
         model=dense,
-        fuser_channels=kept("fusion_layer.0.weight").to(place.device),
-        head_channels=kept("bbox_head.shared_conv.weight").to(place.device),
+        fuser_channels=shared("fusion_layer.0.weight"),
+        head_channels=shared("bbox_head.shared_conv.weight"),
     )
 
 
 def finetune_model(place: Workplace, start: Path, folder: Path) -> dict[str, Any]:
-    """Trains the pruned model; a kill costs at most `checkpoint_every` steps."""
+    """Trains the pruned model; 2:4 weights stay so. A kill costs at most `checkpoint_every` steps."""
     from altermoma.checkpoints.io import describe, save_checkpoint
     from altermoma.training.loop import detection_objective, train
 
     recipe = place.recipe
     teacher = teacher_of(place, start) if recipe.finetune.distill_weight > 0 else None
     objective = detection_objective(recipe.finetune, teacher)
+    masks, sparsity = masks_of(start)
     result = train(
-        place.model(start), place.train, recipe.finetune, folder=folder, objective=objective, compute=recipe.compute
+        place.model(start),
+        place.train,
+        recipe.finetune,
+        folder=folder,
+        objective=objective,
+        masks=masks,
+        compute=recipe.compute,
     )
-    metadata = describe(result.model, recipe.model) | {"steps": result.steps}
+    metadata = describe(result.model, recipe.model) | {"steps": result.steps} | sparsity
     save_checkpoint(folder / PRUNED_FILE, result.model.state_dict(), metadata)
     return {"steps": result.steps}

@@ -24,6 +24,7 @@ from altermoma.workflow.place import Workplace
 from altermoma.workflow.plan import ENGINES, bundle_of, plan
 from altermoma.workflow.runs import RunFolder, open_run
 from altermoma.workflow.scoring import with_open_keys_filled
+from altermoma.workflow.sparsity import check_sparsity
 from altermoma.workflow.steps import run_steps, step_keys
 from altermoma.workflow.summarise import summarise
 
@@ -41,6 +42,7 @@ def run(recipe: Recipe, out: Path | None = None, *, same_only: bool = False) -> 
     """
     started = time.monotonic()
     check_buildable(recipe.engine)
+    check_sparsity(recipe)
     recipe = with_open_keys_filled(recipe)
     place = Workplace(recipe)
     with busy("Reading the tables"):

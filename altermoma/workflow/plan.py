@@ -16,6 +16,7 @@ from altermoma.workflow.accuracy import DETECTIONS_FILE
 from altermoma.workflow.compress import PRUNED_FILE, finetune_model, prune_model
 from altermoma.workflow.keys import data_key
 from altermoma.workflow.place import Workplace
+from altermoma.workflow.sparsity import sparsity_inputs
 from altermoma.workflow.steps import Record, Records, Step, require_file
 
 DENSE_EXPORT, EXPORT, ENGINES = "export-dense", "export", "engines"
@@ -67,7 +68,11 @@ def plan(place: Workplace) -> tuple[Step, ...]:
         Step(name="data", title="Data", inputs=source, needs=(), run=steps.data),
         Step(name="dense-eval", title="Dense model", inputs=model, needs=("data",), run=steps.dense_eval),
         Step(
-            name="prune", title="Pruning", inputs={**model, "prune": parts["prune"]}, needs=("data",), run=steps.prune
+            name="prune",
+            title="Pruning",
+            inputs={**model, "prune": parts["prune"], **sparsity_inputs(recipe)},
+            needs=("data",),
+            run=steps.prune,
         ),
         Step(
             name="finetune",

@@ -23,6 +23,7 @@ from altermoma.workflow.place import Workplace
 from altermoma.workflow.plan import data_inputs, model_inputs, precisions_of
 from altermoma.workflow.runs import lock
 from altermoma.workflow.scoring import with_open_keys_filled
+from altermoma.workflow.sparsity import check_sparsity, masks_of, sparsity_inputs
 from altermoma.workflow.steps import Record, Step, run_steps, step_keys
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def unfinished(
 
 
 def train_model(recipe: Recipe, folder: Path, *, from_scratch: bool = False) -> Path:
-    """Trains with the recipe's [finetune]; returns the weights written to the folder.
+    """Trains with the recipe's [finetune]; returns the weights written to the folder. A 2:4 checkpoint stays 2:4.
 
     In processes that torchrun started, each takes its share of every batch, and the first of them writes.
     """
@@ -80,10 +81,11 @@ def train_model(recipe: Recipe, folder: Path, *, from_scratch: bool = False) -> 
     with process_group(place.device) as ranks:
         with busy("Opening data and model"):
             model = _seeded(place) if from_scratch else place.dense_model()
+            masks, sparsity = ({}, {}) if from_scratch else masks_of(place.checkpoint)
             frames = place.train
-        result = train(model, frames, recipe.finetune, folder=folder, compute=recipe.compute)
+        result = train(model, frames, recipe.finetune, folder=folder, masks=masks, compute=recipe.compute)
         if ranks.first:
-            metadata = describe(result.model, recipe.model) | {"recipe": recipe.to_dict()}
+            metadata = describe(result.model, recipe.model) | {"recipe": recipe.to_dict()} | sparsity
             save_checkpoint(folder / MODEL_FILE, result.model.state_dict(), metadata)
     return folder / MODEL_FILE
 
@@ -103,9 +105,11 @@ def prune_to_file(recipe: Recipe, file: Path) -> Path:
         remedy = f"give --out {file / PRUNED_FILE}"
         raise StorageError(f"{file} is a folder", expected="a file to write", remedy=remedy)
     check_writable(file)
+    check_sparsity(recipe)
     place = Workplace(with_open_keys_filled(recipe))
     with busy("Reading the tables"):
         inputs = {"data": data_inputs(place), "prune": place.recipe.to_dict()["prune"], **model_inputs(place)}
+        inputs |= sparsity_inputs(place.recipe)
     with unfinished("prune", "Pruning", inputs, lambda folder: prune_model(place, folder)) as (work, _):
         write_bytes(file, (work / PRUNED_FILE).read_bytes())
     return file
@@ -115,6 +119,7 @@ def export_to_bundle(recipe: Recipe, folder: Path) -> Path:
     """Exports the recipe's checkpoint; returns the bundle folder."""
     check_replaceable(folder)
     check_writable(folder)
+    check_sparsity(recipe)
     place = Workplace(recipe)
     with busy("Reading the tables"):
         asked = {name: value for name, value in recipe.to_dict().items() if name != "compute"}

@@ -16,13 +16,16 @@ from altermoma.report.summary import (
     LayerWidth,
     Parity,
     Percentiles,
+    Product,
     RealisedShare,
+    SparseProducts,
     Summary,
     Variant,
     graph_p50,
     realised,
 )
 from altermoma.workflow.plan import Engine, engines_of
+from altermoma.workflow.sparsity import SPARSITY
 from altermoma.workflow.steps import Records, StepResult, peak_memory_mib
 from altermoma.workflow.versions import versions
 
@@ -78,7 +81,8 @@ def summarise(recipe: Recipe, results: Mapping[str, StepResult], started: float,
         seconds={**seconds, "total": round(sum(seconds.values()), 2)},
         peak_memory_mib=round(max(peak_memory_mib(), *(result.peak_memory_mib for result in results.values())), 1),
         recipe=recipe.to_dict(),
-        notes=(*_notes(records), *drifts),
+        notes=(*_notes(records), *_sparse_notes(records), *drifts),
+        sparsity=_sparsity(records),
     )
 
 
@@ -176,6 +180,21 @@ def _device(conditions: dict[str, Any]) -> str:
 def _notes(records: Records) -> tuple[str, ...]:
     findings = {finding for precision in records["export"].values() for finding in precision["findings"]}
     return (*busy(records["bench"]["conditions"]), *(f"lint: {finding}" for finding in sorted(findings)))
+
+
+def _sparsity(records: Records) -> SparseProducts:
+    report, kept = records["export"]["fp32"]["sparsity"], records["prune"].get(SPARSITY, {})
+    return SparseProducts(**{**report, **kept, "layers": tuple(Product(**layer) for layer in report["layers"])})
+
+
+def _sparse_notes(records: Records) -> tuple[str, ...]:
+    found = _sparsity(records)
+    if found.asked == "dense":
+        return ()
+    return (
+        f"2:4 weights in products of {found.two_four_flops:.1%} of the FLOPs; ONNX Runtime computes them like dense "
+        "ones: only TensorRT has sparse kernels, and picks them where they are faster",
+    )
 
 
 def drift(engine: Engine, boxes: BoxParity, allowed: ParityRecipe) -> tuple[str, ...]:

@@ -67,10 +67,10 @@ def test_what_is_not_there_yet_says_so_and_what_to_do(run: Run, command: tuple[s
     assert code == 2
     assert "int8 engines are not there yet" in text
     assert "--engine fp16" in text
-    code, text = run(*command, "--sparsity", "2:4")
+    code, text = run(*command, "--sparsity", "2:4", "--engine", "fp32")
     assert code == 2
-    assert "2:4 sparsity is not there yet" in text
-    assert "--prune-flops" in text
+    assert "2:4 sparsity in fp32, which has no sparse kernels" in text
+    assert "--engine fp16" in text
 
 
 def test_engines_that_are_required_but_cannot_be_built_end_at_once(
