@@ -114,7 +114,7 @@ def read_stage(
     """
     shapes = _shapes(graph, sizes)
     islands = fp32_islands(graph, stage)
-    weights = dict(_weights(graph))
+    weights = dict(product_weights(graph))
     found = []
     for node in graph.graph.node:
         if node.op_type in _PRODUCTS:
@@ -151,7 +151,7 @@ def _shapes(graph: onnx.ModelProto, sizes: Mapping[str, int]) -> dict[str, list[
     return found
 
 
-def _weights(graph: onnx.ModelProto) -> Iterator[tuple[str, NDArray[Any]]]:
+def product_weights(graph: onnx.ModelProto) -> Iterator[tuple[str, NDArray[Any]]]:
     """Node name and weights of every product that has constant ones, input channels on axis 1, outputs on axis 0."""
     constants, makers = initializers(graph), producers(graph)
     for node in graph.graph.node:
@@ -230,7 +230,7 @@ def require_two_four(report: SparsityReport, graphs: Mapping[str, Graphs]) -> No
 
 def _faults(layers: Sequence[LayerSparsity], precision: str, stages: Graphs) -> Iterator[str]:
     for name, graph in stages.items():
-        weights = dict(_weights(graph))
+        weights = dict(product_weights(graph))
         for layer in layers:
             if layer.stage != name or not layer.eligible:
                 continue
