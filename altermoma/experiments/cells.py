@@ -20,7 +20,15 @@ _GRANULARITY: dict[Granularity, tuple[str, ...]] = {
     "channels": ("budget", "channel_step", "lidar_channel_step", "min_channels", "aggregation", "selection"),
 }
 _METHOD: dict[Method, tuple[str, ...]] = {
-    "altermoma": ("alpha", "beta", "score_batches", "reactivation_batches", "reri_batches", "reactivation_lr"),
+    "altermoma": (
+        "alpha",
+        "beta",
+        "score_batches",
+        "reactivation_batches",
+        "reri_batches",
+        "reactivation_lr",
+        "redundancy",
+    ),
     "snip": ("score_batches",),
     "imp": ("imp_rounds", "imp_steps"),
     "synflow": ("synflow_rounds",),
@@ -43,7 +51,7 @@ class Cell:
     """One pruned model: scored, cut, fine-tuned, evaluated.
 
     Attributes:
-        label: the row it belongs to: the method, and the ratio of beta to alpha where that is varied.
+        label: the row it belongs to: the method, or the variant of AlterMOMA where it has variants.
         prune, finetune: with the cell's method, amount and seed.
     """
 
@@ -89,9 +97,8 @@ def cells_of(recipe: ExperimentRecipe, filled: PruneRecipe) -> Iterator[Cell]:
         for amount in recipe.amounts:
             for method in recipe.methods:
                 prune = dataclasses.replace(filled, method=method, amount=amount, seed=filled.seed + seed)
-                if method == "altermoma" and recipe.ratios:
-                    for ratio in recipe.ratios:
-                        chosen = dataclasses.replace(prune, beta=ratio * prune.alpha)
-                        yield Cell(label=f"beta/alpha {ratio:g}", prune=chosen, finetune=finetune)
+                if method == "altermoma" and recipe.variants:
+                    for variant in recipe.variants:
+                        yield Cell(label=variant.name, prune=variant.of(prune), finetune=finetune)
                 else:
                     yield Cell(label=method, prune=prune, finetune=finetune)

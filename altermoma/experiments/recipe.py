@@ -10,10 +10,28 @@ from typing import Literal
 
 from altermoma import toml
 from altermoma.errors import RecipeError
-from altermoma.recipe import DataRecipe, Method, PruneRecipe, Recipe, TrainRecipe, from_dict
+from altermoma.recipe import DataRecipe, Method, PruneRecipe, Recipe, Redundancy, TrainRecipe, from_dict
 
 Granularity = Literal["weights", "channels"]
 RECIPES = "recipes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """AlterMOMA with other weights or another reactivation: a row of its own. 0 takes the recipe's [prune]."""
+
+    name: str
+    beta: float = 1.0
+    redundancy: Redundancy = "difference"
+    score_batches: int = 0
+    reactivation_batches: int = 0
+    reri_batches: int = 0
+    reactivation_lr: float = 0.0
+
+    def of(self, recipe: PruneRecipe) -> PruneRecipe:
+        """The recipe as this variant has it."""
+        given = {key: value for key, value in dataclasses.asdict(self).items() if key != "name" and value}
+        return dataclasses.replace(recipe, **{**given, "beta": self.beta})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +55,7 @@ class ExperimentRecipe:
         amounts: shares to remove, of the scored weights or of `prune.budget`; the most informative first, as the cells
             are run in this order.
         methods: in the order of the cells.
-        ratios: of beta to alpha; AlterMOMA is run with each. Empty: with the recipe's alone.
+        variants: of AlterMOMA, a row each in the place of "altermoma". Empty: that of [prune] alone.
         seeds: 0, 1, ... of scoring frames and of the order of training frames.
         threshold: one threshold over all weights, or one per partition; for weights only.
         paper: key of the paper's figures to show beside (altermoma.experiments.paper); empty for none.
@@ -49,7 +67,7 @@ class ExperimentRecipe:
     granularity: Granularity = "weights"
     amounts: tuple[float, ...] = (0.9, 0.8, 0.85)
     methods: tuple[Method, ...] = ("altermoma", "prospr", "snip", "synflow", "imp", "magnitude", "random")
-    ratios: tuple[float, ...] = ()
+    variants: tuple[Variant, ...] = ()
     seeds: int = 3
     threshold: Literal["global", "partition"] = "global"
     paper: str = ""
@@ -93,7 +111,7 @@ class ExperimentRecipe:
             title=f"{self.title} (reduced)",
             methods=small.methods,
             amounts=small.amounts or self.amounts[:1],
-            ratios=self.ratios[:1],
+            variants=self.variants[:1],
             seeds=small.seeds,
             val_frames=small.val_frames,
             finetune=dataclasses.replace(self.finetune, steps=small.steps),

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from altermoma.errors import PruningError
 from altermoma.pruning.channels import PARTITIONS, Aggregation, ChannelGroup, ChannelVectors
 from altermoma.pruning.indicators import ChannelTerms, ScoringData, Terms, deci, reri
 from altermoma.pruning.masking import MASKS, MASKS_OF, Batch, LossFunction, Masked, bind
-from altermoma.recipe import Partition
+from altermoma.recipe import Partition, Redundancy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,30 +87,55 @@ def measure_terms(
 
 
 def altereva(
-    groups: Sequence[ChannelGroup], indicators: Indicators, alpha: float = 1.0, beta: float = 1.0
+    groups: Sequence[ChannelGroup],
+    indicators: Indicators,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    redundancy: Redundancy = "difference",
 ) -> ChannelVectors:
-    """Scores S of eq. 11-13, each indicator first divided by its sum over the partition.
+    """Scores S, each indicator first divided by its sum over the partition.
 
-    With alpha = beta a partition's scores sum to zero, about half are negative: only their order means something.
+    The "difference" is eq. 11-13: alpha D - beta R. With alpha = beta a partition's scores sum to zero, about half are
+    negative: only their order means something. A unit of high contribution whose redundancy is a little higher still
+    then ranks below one that does nothing.
+
+    The "factor" is ours: alpha D / (1 + beta R / (alpha D)), of which alpha D - beta R is the start for small R / D. It
+    is never negative: redundancy takes away from a contribution at most the whole of it.
 
     Raises:
-        PruningError: an indicator that is zero over a whole partition, or a partition the method does not know.
+        PruningError: an indicator that is zero over a whole partition, a partition the method does not know, or a
+            factor without a contribution.
     """
-    scores: ChannelVectors = {group.name: torch.zeros(group.width, dtype=torch.float64) for group in groups}
+    if redundancy == "factor" and alpha <= 0.0:
+        raise PruningError(f"redundancy as a factor of alpha = {alpha:g}", expected="prune.alpha above 0")
+    scores: ChannelVectors = {}
     for partition in dict.fromkeys(group.partition for group in groups):
         if partition not in PARTITIONS:
             raise PruningError(f"groups in partition {partition!r}", expected="one of " + ", ".join(PARTITIONS))
-        names = [group.name for group in groups if group.partition == partition]
-        weighted: list[tuple[float, str, ChannelVectors]] = []
-        if alpha:
-            weighted.append((alpha, "DeCI", indicators.deci))
-        masks = MASKS_OF[partition] if beta else ()
-        weighted += [(-beta / len(masks), f"ReRI with {m} masked", indicators.reri[m]) for m in masks]
-        for weight, title, indicator in weighted:
-            total = _partition_sum(indicator, names, title, partition)
-            for name in names:
-                scores[name] += weight * indicator[name] / total
-    return scores
+        mine = [group for group in groups if group.partition == partition]
+        lost = {group.name: torch.zeros(group.width, dtype=torch.float64) for group in mine}
+        gained = _shares(indicators.deci, mine, "DeCI", alpha) if alpha else lost
+        for masked in MASKS_OF[partition] if beta else ():
+            weight = beta / len(MASKS_OF[partition])
+            found = _shares(indicators.reri[masked], mine, f"ReRI with {masked} masked", weight)
+            lost = {name: vector + found[name] for name, vector in lost.items()}
+        for name, contribution in gained.items():
+            scores[name] = (
+                contribution - lost[name] if redundancy == "difference" else _lowered(contribution, lost[name])
+            )
+    return {group.name: scores[group.name] for group in groups}
+
+
+def _lowered(contribution: Tensor, redundancy: Tensor) -> Tensor:
+    """D / (1 + R / D), zero where D is."""
+    both = contribution + redundancy
+    return torch.where(both > 0.0, contribution.square() / both.clamp_min(torch.finfo(both.dtype).tiny), 0.0)
+
+
+def _shares(indicator: ChannelVectors, groups: Sequence[ChannelGroup], title: str, weight: float) -> ChannelVectors:
+    """`weight` times the indicator's share of its sum over the groups, which are a partition's."""
+    total = _partition_sum(indicator, [group.name for group in groups], title, groups[0].partition)
+    return {group.name: weight * indicator[group.name].double() / total for group in groups}
 
 
 def _partition_sum(indicator: ChannelVectors, names: Sequence[str], title: str, partition: Partition) -> float:

@@ -246,7 +246,7 @@ def score_terms(
         ),
         options,
     )
-    return altereva(terms.groups, indicators, recipe.alpha, recipe.beta)
+    return altereva(terms.groups, indicators, recipe.alpha, recipe.beta, recipe.redundancy)
 
 
 def _cost(

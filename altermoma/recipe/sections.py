@@ -18,6 +18,7 @@ HardwareLevel = Literal["none", "ampere_plus", "same_compute_capability"]
 Device = Literal["auto", "cpu", "cuda"]
 TrainPrecision = Literal["fp32", "tf32", "bf16", "fp16"]
 Method = Literal["altermoma", "imp", "snip", "synflow", "prospr", "magnitude", "random"]
+Redundancy = Literal["difference", "factor"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,7 @@ class PruneRecipe:
             (altermoma/workflow/scoring.py). More frames take more time, but no more memory.
         reactivation_batches: gradient steps of the reactivation.
         reri_batches: for the redundancy, the first of the reactivation's.
+        redundancy: how it lowers the contribution: the paper's difference, or a factor (altermoma.pruning.altereva).
         batch_size: frames of each.
         two_four_rule: how wide a layer must be to become 2:4, where the engine's sparsity is that
             (altermoma/pruning/two_four_rules.py).
@@ -76,6 +78,7 @@ class PruneRecipe:
     reactivation_batches: int = 0
     reri_batches: int = 0
     reactivation_lr: float = 1e-3
+    redundancy: Redundancy = "difference"
     batch_size: int = 0
     aggregation: Literal["channel", "element"] = "channel"
     selection: Literal["threshold", "greedy"] = "threshold"

@@ -18,7 +18,7 @@ from altermoma.experiments.cells import Cell, cells_of
 from altermoma.experiments.page import table_page
 from altermoma.experiments.paper import paper_figures
 from altermoma.experiments.plot import Axes, bar_plot, line_plot
-from altermoma.experiments.recipe import ExperimentRecipe, load_experiment, shipped
+from altermoma.experiments.recipe import ExperimentRecipe, Variant, load_experiment, shipped
 from altermoma.experiments.run import Outcome
 from altermoma.experiments.statistics import paired_difference, spread
 from altermoma.experiments.table import tabulate, to_json, to_markdown
@@ -64,12 +64,14 @@ def test_cells_come_seed_by_seed_and_are_paired() -> None:
         assert cell.finetune.seed == cell.seed, "all methods see the same frames in the same order"
 
 
-def test_ratios_are_rows_of_altermoma_alone() -> None:
-    recipe = dataclasses.replace(RECIPE, ratios=(0.0, 0.5), seeds=1, amounts=(0.9,))
-    assert [(c.label, c.prune.beta) for c in cells(recipe)] == [
-        ("beta/alpha 0", 0.0),
-        ("beta/alpha 0.5", 0.5),
-        ("snip", 1.0),
+def test_variants_are_rows_of_altermoma_alone() -> None:
+    variants = Variant(name="no redundancy", beta=0.0), Variant(name="more steps", reactivation_batches=32)
+    prune = dataclasses.replace(RECIPE.prune, reactivation_batches=16)
+    recipe = dataclasses.replace(RECIPE, variants=variants, seeds=1, amounts=(0.9,))
+    assert [(c.label, c.prune.beta, c.prune.reactivation_batches) for c in cells(recipe, prune)] == [
+        ("no redundancy", 0.0, 16),
+        ("more steps", 1.0, 32),
+        ("snip", 1.0, 16),
     ]
 
 

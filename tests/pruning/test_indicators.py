@@ -250,3 +250,33 @@ def test_frozen_channels_are_an_error() -> None:
     model = toy_model().requires_grad_(False)
     with pytest.raises(PruningError, match="frozen"):
         ChannelTerms(model, TOY_GROUPS, "channel")
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 2.0])
+def test_redundancy_as_a_factor(beta: float) -> None:
+    """D / (1 + R / D) with shares of the partition, one channel at a time; for small R it is the paper's D - R."""
+    model, batches = toy_model(), toy_batches(3)
+    data = ScoringData(reactivation=batches, terms=batches[:1])
+    found = measure(model, TOY_GROUPS, toy_loss, batches, data, AlterEvaOptions(lr=LR))
+    scores = altereva(TOY_GROUPS, found, 1.0, beta, "factor")
+    masks = {"camera": ["lidar"], "lidar": ["camera"], "fusion": ["lidar", "camera"]}
+    for group in TOY_GROUPS:
+        mine = [other.name for other in TOY_GROUPS if other.partition == group.partition]
+        for channel in range(group.width):
+            contribution = float(found.deci[group.name][channel] / sum(found.deci[name].sum() for name in mine))
+            redundancy = 0.0
+            for masked in masks[group.partition]:
+                reri_of = found.reri[masked]  # type: ignore[index]
+                share = float(reri_of[group.name][channel]) / sum(float(reri_of[name].sum()) for name in mine)
+                redundancy += beta * share / len(masks[group.partition])
+            expected = contribution / (1 + redundancy / contribution) if contribution else 0.0
+            assert float(scores[group.name][channel]) == pytest.approx(expected, rel=1e-9)
+    small = 1e-6
+    first_order = altereva(TOY_GROUPS, found, 1.0, small)
+    for name, vector in altereva(TOY_GROUPS, found, 1.0, small, "factor").items():
+        torch.testing.assert_close(vector, first_order[name].clamp(min=0.0), rtol=1e-4, atol=1e-7)
+
+
+def test_a_factor_needs_a_contribution() -> None:
+    with pytest.raises(PruningError, match="alpha = 0"):
+        altereva(TOY_GROUPS, Indicators(deci={}, reri={}), 0.0, 1.0, "factor")
