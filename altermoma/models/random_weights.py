@@ -15,12 +15,16 @@ from altermoma.models.presets import build
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
 
+RESIDUAL = 0.1
+"""Scale of the last norm of each residual block. At 1, a hundred random layers blow a relative error in the pictures up 670
+times, so that half precision cannot be right; at 0.1, 6 times, nearer to networks that learned to be smooth."""
+
 
 def random_model(name: str, make_batch: Callable[[FusionModel], FrameBatch], seed: int = 0) -> FusionModel:
     """A preset whose activations neither vanish nor explode on a frame; in eval mode, the same for a seed.
 
-    Batch norms get random scales and shifts and the statistics of the frame. The head's last layers are scaled to
-    outputs of size 1, as random ones saturate and leave proposals in near ties.
+    Batch norms get random scales and shifts (small ones where they end a residual block) and the statistics of the
+    frame. The head's last layers are scaled to outputs of size 1, as random ones saturate and leave proposals in ties.
 
     Args:
         name: of the preset.
@@ -34,12 +38,22 @@ def random_model(name: str, make_batch: Callable[[FusionModel], FrameBatch], see
             if isinstance(module, Norm):
                 nn.init.uniform_(module.weight, 0.5, 1.5)
                 nn.init.uniform_(module.bias, -0.2, 0.2)
+        _damp_blocks(model)
         batch = make_batch(model)
         with torch.no_grad():
             with _statistics(model):
                 model(batch)
             _spread(model, batch)
     return model.eval()
+
+
+@torch.no_grad()
+def _damp_blocks(model: nn.Module) -> None:
+    for block in model.modules():
+        last = getattr(block, "bn3", getattr(block, "bn2", None))
+        if last is not None:
+            last.weight.mul_(RESIDUAL)
+            last.bias.mul_(RESIDUAL)
 
 
 @contextmanager
