@@ -16,8 +16,8 @@ from altermoma.models.presets import build
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
 
 RESIDUAL = 0.1
-"""Scale of the last norm of each residual block. At 1, a hundred random layers blow a relative error in the pictures up 670
-times, so that half precision cannot be right; at 0.1, 6 times, nearer to networks that learned to be smooth."""
+"""Scale of the last norm of each residual block. At 1, a hundred random layers blow a relative error in the pictures up
+670 times, so that half precision cannot be right; at 0.1, 6 times, nearer to networks that learned to be smooth."""
 
 
 def random_model(name: str, make_batch: Callable[[FusionModel], FrameBatch], seed: int = 0) -> FusionModel:
