@@ -55,8 +55,34 @@ class FrameAnswer:
     seen: bool
 
 
+class LidarSource(Protocol):
+    """Fills the LiDAR inputs of one bucket. `queue_lidar` is captured, `lidar` is not."""
+
+    preparation: Literal["host", "device"]
+
+    def lidar(self, arena: Arena, stream: int) -> None:
+        """Brings the inputs that were measured last to the device."""
+        ...
+
+    def queue_lidar(self, arena: Arena, stream: int) -> None:
+        """Makes the inputs from what is on the device."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LidarInputs:
+    """Shapes of a frame's LiDAR inputs, in the order in which they are to lie, and what fills them."""
+
+    shapes: Mapping[str, Shape]
+    source: LidarSource
+
+
 class Feed(Protocol):
-    """Makes the graph inputs of a frame, on the host or on the device. `queue_*` are captured, the others are not."""
+    """Makes the graph inputs of a frame, on the host or on the device. `queue_camera` is captured, the others are not.
+
+    Everything is queued on the stream that is given, so that a frame's cloud is there for `measure` but not yet for
+    `queue_camera`: the frame sees to that.
+    """
 
     preparation: Literal["host", "device"]
 
@@ -68,6 +94,10 @@ class Feed(Protocol):
     @property
     def dropped(self) -> int:
         """Voxels or pillars of the last frame that were left out."""
+        ...
+
+    def begin(self, frame: RawFrame, stream: int) -> bool:
+        """Before everything else; True if what was captured before is of no use any more."""
         ...
 
     def camera(self, frame: RawFrame, arena: Arena, stream: int) -> None:
@@ -82,16 +112,8 @@ class Feed(Protocol):
         """The pooling tables; the same object as long as the calibration does not change."""
         ...
 
-    def measure(self, frame: RawFrame, stream: int) -> Mapping[str, Shape] | None:
-        """Shapes of the LiDAR inputs for this frame; None if nothing is seen. May wait for the stream."""
-        ...
-
-    def lidar(self, arena: Arena, stream: int) -> None:
-        """Brings the LiDAR inputs that `measure` told of to the device."""
-        ...
-
-    def queue_lidar(self, arena: Arena, stream: int) -> None:
-        """Makes the LiDAR inputs from what `measure` left on the device."""
+    def measure(self, frame: RawFrame, stream: int) -> LidarInputs | None:
+        """The LiDAR inputs of this frame; None if nothing is seen. May wait for the stream."""
         ...
 
 
@@ -161,7 +183,7 @@ class DeviceFrame:
         self._cuda = cuda = engines["camera"].cuda
         self._streams = {"camera": cuda.new_stream(), "lidar": cuda.new_stream()}
         self._streams["head"] = self._streams["camera"]
-        marks = ("begun", "lidar begun", *LINES)
+        marks = ("begun", "cloud", "lidar begun", *LINES)
         self._events = {mark: cuda.new_event() for mark in marks}
         produced = {spec.name for engine in engines.values() for spec in engine.record.outputs}
         self._given = {
@@ -179,7 +201,7 @@ class DeviceFrame:
         }
         self._images = Arena(cuda, camera, mirrored=feed.preparation == "host")
         self._pool: _Pool | None = None
-        self._buckets: dict[tuple[tuple[str, Shape], ...], _Bucket] = {}
+        self._buckets: dict[tuple[Any, ...], _Bucket] = {}
         self._head = self._line("head", [self._bind(stage, {}) for stage in LINES["head"]], self._answer.download)
 
     def run(self, frame: RawFrame) -> FrameAnswer:
@@ -199,18 +221,19 @@ class DeviceFrame:
     def _run(self, frame: RawFrame) -> FrameAnswer:
         cuda, camera, lidar = self._cuda, self._streams["camera"], self._streams["lidar"]
         cuda.record(self._events["begun"], camera)
+        self._begin(frame)
         pool = self._pooling(frame.calibration, camera)
         self.feed.camera(frame, self._images, camera)
         pool.line.run()
         cuda.record(self._events["camera"], camera)
 
-        shapes = self.feed.measure(frame, lidar)
+        inputs = self.feed.measure(frame, lidar)
         cuda.record(self._events["lidar begun"], lidar)
-        if shapes is None:
+        if inputs is None:
             self._between.clear("lidar_bev", lidar)
         else:
-            bucket = self._bucket(shapes)
-            self.feed.lidar(bucket.arena, lidar)
+            bucket = self._bucket(inputs)
+            inputs.source.lidar(bucket.arena, lidar)
             bucket.line.run()
         cuda.record(self._events["lidar"], lidar)
 
@@ -220,9 +243,9 @@ class DeviceFrame:
         cuda.wait_here(self._events["head"])
         return FrameAnswer(
             outputs=self._outputs(),
-            timings_ms={**self.feed.timings_ms, **self._timings(seen=shapes is not None)},
+            timings_ms={**self.feed.timings_ms, **self._timings(seen=inputs is not None)},
             dropped=self.feed.dropped,
-            seen=shapes is not None,
+            seen=inputs is not None,
         )
 
     def captures(self) -> dict[str, int]:
@@ -245,6 +268,15 @@ class DeviceFrame:
         scratch = self._scratch["camera"].size + self._scratch["lidar"].size
         return sum(a.size for a in arenas) + scratch + (self._pool.arena.size if self._pool else 0)
 
+    def _begin(self, frame: RawFrame) -> None:
+        """The cloud goes up on the LiDAR stream; device kernels of the camera stream need it too."""
+        if self.feed.begin(frame, self._streams["lidar"]):
+            self._pool = None
+            self._buckets.clear()
+        if self.feed.preparation == "device":
+            self._cuda.record(self._events["cloud"], self._streams["lidar"])
+            self._cuda.wait(self._streams["camera"], self._events["cloud"])
+
     def _pooling(self, calibration: Calibration, stream: int) -> _Pool:
         tables = self.feed.pooling(calibration)
         if self._pool is None or any(self._pool.arena.shapes[name] != array.shape for name, array in tables.items()):
@@ -261,17 +293,15 @@ class DeviceFrame:
     def _queue_images(self, stream: int) -> None:
         self.feed.queue_camera(self._images, stream)
 
-    def _bucket(self, shapes: Mapping[str, Shape]) -> _Bucket:
-        key = tuple(sorted(shapes.items()))
+    def _bucket(self, inputs: LidarInputs) -> _Bucket:
+        shapes, source = inputs.shapes, inputs.source
+        key = (source.preparation, *shapes.items())
         bucket = self._buckets.pop(key, None)
         if bucket is None:
-            arena = Arena(
-                self._cuda,
-                {name: (shape, self._dtype(name)) for name, shape in shapes.items()},
-                mirrored=self.feed.preparation == "host",
-            )
+            specs = {name: (shape, self._dtype(name)) for name, shape in shapes.items()}
+            arena = Arena(self._cuda, specs, mirrored=source.preparation == "host")
             bound = self._bind("lidar", arena.addresses(), arena.shapes)
-            line = self._line("lidar", [bound], None, lambda stream: self.feed.queue_lidar(arena, stream))
+            line = self._line("lidar", [bound], None, lambda stream: source.queue_lidar(arena, stream))
             bucket = _Bucket(arena=arena, line=line)
         self._buckets[key] = bucket
         for old in [*self._buckets][:-MOST]:

@@ -8,9 +8,8 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 
 from altermoma.deploy.buckets import Buckets, Limits
-from altermoma.deploy.device_frame import RawFrame
+from altermoma.deploy.device_frame import LidarInputs, RawFrame
 from altermoma.deploy.device_memory import Arena
-from altermoma.deploy.engines import Shape
 from altermoma.frames import Calibration
 from altermoma.geometry import Geometry
 from altermoma.ops.prepare import FramePreparer, StageInputs, nothing_seen
@@ -36,6 +35,11 @@ class HostFeed:
         """Voxels or pillars of the last frame that were left out."""
         return self._dropped
 
+    def begin(self, frame: RawFrame, stream: int) -> bool:
+        """Nothing: the host keeps the cloud."""
+        del frame, stream
+        return False
+
     def camera(self, frame: RawFrame, arena: Arena, stream: int) -> None:
         """Prepares images and depth."""
         arena.write(self._preparer.camera_inputs(frame.images_vhw3, frame.points_p5, frame.calibration))
@@ -49,17 +53,17 @@ class HostFeed:
         self._preparer.timings_ms.pop("tables", None)
         return self._preparer.pooling_inputs(calibration)
 
-    def measure(self, frame: RawFrame, stream: int) -> Mapping[str, Shape] | None:
+    def measure(self, frame: RawFrame, stream: int) -> LidarInputs | None:
         """Prepares voxels or pillars with their tables."""
         del stream
         before = self._preparer.dropped_voxels
-        pooling_ms = self._preparer.timings_ms["tables"]
+        pooling_ms = self._preparer.timings_ms.get("tables", 0.0)
         self._inputs = self._preparer.lidar_inputs(frame.points_p5)
         self._preparer.timings_ms["tables"] += pooling_ms
         self._dropped = self._preparer.dropped_voxels - before
         if nothing_seen(self._inputs):
             return None
-        return {name: array.shape for name, array in self._inputs.items()}
+        return LidarInputs(shapes={name: array.shape for name, array in self._inputs.items()}, source=self)
 
     def lidar(self, arena: Arena, stream: int) -> None:
         """Copies what `measure` prepared."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import re
 import shutil
 import subprocess
@@ -50,19 +51,37 @@ def cpu_kernels() -> dict[str, dict[str, CpuKernel]]:
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         pytest.skip("no C++ compiler")
+    sources = {file: source_of(file) for file in NAMES}
+    declared = {
+        file: {name: [" ".join(p.split()) for p in text.split(",")] for name, text in _KERNEL.findall(source)}
+        for file, source in sources.items()
+    }
+    programs = {
+        file: "\n".join([f'#include "{SHIM}"', source, *(launcher(n, p) for n, p in declared[file].items())])
+        for file, source in sources.items()
+    }
+    told = repr((sorted(programs.items()), SHIM.read_text(), FLAGS))
+    folder = Path(tempfile.gettempdir()) / f"altermoma-kernels-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+    if not folder.is_dir():
+        with tempfile.TemporaryDirectory() as draft:
+            build(compiler, programs, Path(draft) / "built")
+            shutil.copytree(Path(draft) / "built", folder, dirs_exist_ok=True)
     found: dict[str, dict[str, CpuKernel]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for file in NAMES:
-            source = source_of(file)
-            declared = {name: [" ".join(p.split()) for p in text.split(",")] for name, text in _KERNEL.findall(source)}
-            launchers = [launcher(name, parameters) for name, parameters in declared.items()]
-            path, library = Path(folder) / f"{file}.cpp", Path(folder) / f"{file}.so"
-            path.write_text(f'#include "{SHIM}"\n{source}\n' + "\n".join(launchers))
-            done = subprocess.run([compiler, *FLAGS, "-o", library, path], capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr
-            loaded = ctypes.CDLL(str(library))
-            found[file] = {name: CpuKernel(name, p, loaded[f"run_{name}"]) for name, p in declared.items()}
+    for file, kernels in declared.items():
+        loaded = ctypes.CDLL(str(folder / f"{file}.so"))
+        found[file] = {name: CpuKernel(name, p, loaded[f"run_{name}"]) for name, p in kernels.items()}
     return found
+
+
+def build(compiler: str, programs: dict[str, str], folder: Path) -> None:
+    """Compiles every file into a library."""
+    folder.mkdir()
+    for file, program in programs.items():
+        path = folder / f"{file}.cpp"
+        path.write_text(program)
+        command = [compiler, *FLAGS, "-o", str(folder / f"{file}.so"), str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
 
 
 class CpuModule:

@@ -11,15 +11,17 @@ import numpy as np
 import pytest
 from cuda_double import FakeCuda, RaceError
 from device_machine import become_gpu_machine, built
+from kernels_on_cpu import CpuModule
 from tensorrt_double import VERSIONS, TensorRtDouble
 from tiny_bundle import frame
 
 from altermoma.deploy.buckets import Buckets
 from altermoma.deploy.bundle import Bundle
 from altermoma.deploy.device_frame import LINE_PARTS, DeviceFrame
-from altermoma.deploy.pipeline import NO_POINTS, Pipeline
-from altermoma.errors import EngineError
+from altermoma.deploy.pipeline import NO_POINTS, Pipeline, Preparation
+from altermoma.errors import EngineError, UnsupportedError
 from altermoma.frames import Calibration, Frame
+from altermoma.geometry import Geometry
 
 pytestmark = pytest.mark.skipif(not VERSIONS, reason="no TensorRT API files beside the checkout")
 
@@ -28,15 +30,21 @@ ONE = pytest.mark.parametrize("trt", ["10.3.0"], indirect=True)
 
 @pytest.fixture
 def cuda(trt: TensorRtDouble, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    made = FakeCuda()
+    made = FakeCuda(CpuModule)
     become_gpu_machine(trt, made, monkeypatch)
     return made
 
 
+@pytest.fixture(params=["host", "device"])
+def preparation(request: pytest.FixtureRequest) -> Preparation:
+    prepared: Preparation = request.param
+    return prepared
+
+
 @pytest.fixture
-def pipeline(cuda: FakeCuda, copied: Path) -> Pipeline:
+def pipeline(cuda: FakeCuda, copied: Path, preparation: Preparation) -> Pipeline:
     del cuda
-    return Pipeline.from_bundle(built(copied), "tensorrt", precision="fp32", preparation="host")
+    return Pipeline.from_bundle(built(copied), "tensorrt", precision="fp32", preparation=preparation)
 
 
 def on_cpu(bundle: Bundle, of: Frame) -> np.ndarray:
@@ -74,7 +82,11 @@ def test_nothing_but_inputs_and_the_answer_is_copied(pipeline: Pipeline, cuda: F
     cuda.log.clear()
     answer(pipeline, of)
     copies = [name for _, name in cuda.log if name in {"upload", "download"}]
-    assert copies == ["upload", "upload", "download"], "images and depth; voxels and tables; the head's outputs"
+    wanted = {
+        "host": ["upload", "upload", "download"],  # images and depth; voxels and tables; the head's outputs
+        "device": ["upload", "upload", "upload", "download", "download"],  # cloud, pictures, cameras; counts, outputs
+    }
+    assert copies == wanted[device_of(pipeline).feed.preparation]
     streams = {name: stream for stream, name in cuda.log if name.startswith("engine")}
     assert len(set(streams.values())) == 2
     assert streams["engine lidar_bev"] not in {streams[n] for n in streams if n != "engine lidar_bev"}
@@ -85,7 +97,8 @@ def test_timings_name_what_is_queued_together(pipeline: Pipeline) -> None:
     of = frame(1)
     found = pipeline(of.images_vhw3, of.points_p5, of.calibration)
     assert set(LINE_PARTS.values()) <= set(found.timings_ms)
-    assert {"images", "depth", "voxels", "tables", "decode"} <= set(found.timings_ms)
+    on_host = {"host": {"images", "depth", "voxels", "tables"}, "device": {"copies", "cells"}}
+    assert {"decode", *on_host[device_of(pipeline).feed.preparation]} <= set(found.timings_ms)
     empty = pipeline(of.images_vhw3, np.zeros((0, 5), np.float32), of.calibration)
     assert LINE_PARTS["lidar"] not in empty.timings_ms
 
@@ -143,12 +156,11 @@ def test_degraded_frames_are_answered_and_flagged(pipeline: Pipeline, bundle: Bu
 
 @ONE
 def test_a_graph_that_cannot_be_captured_is_told(
-    cuda: FakeCuda, copied: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    pipeline: Pipeline, cuda: FakeCuda, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(stream: int, work: Callable[[], None]) -> None:
         raise EngineError("no graph today")
 
-    pipeline = Pipeline.from_bundle(built(copied), "tensorrt", precision="fp32", preparation="host")
     monkeypatch.setattr(cuda, "capture", refuse)
     for seed in (1, 2, 3):
         np.testing.assert_array_equal(answer(pipeline, frame(seed)), on_cpu(bundle, frame(seed)))
@@ -173,50 +185,135 @@ def frames_to_try() -> list[Frame]:
     return [frame(1), frame(2), frame(3), empty, frame(4), moved(frame(5), 0.1), frame(6)]
 
 
-def run_all(copied: Path) -> list[np.ndarray]:
-    pipeline = Pipeline.from_bundle(built(copied), "tensorrt", precision="fp32", preparation="host")
+def run_all(pipeline: Pipeline) -> list[np.ndarray]:
     return [answer(pipeline, of) for of in frames_to_try()]
 
 
 @ONE
-@pytest.mark.parametrize("lost", ["the join", "the answer"])
+@pytest.mark.parametrize("lost", ["wait", "wait_here", "record"])
 def test_a_missing_synchronisation_is_found(
-    cuda: FakeCuda, copied: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, lost: str
+    pipeline: Pipeline, cuda: FakeCuda, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
-    """Each of the two points where the runtime waits is needed, and the stand-in notices when it is not there."""
-    method = {"the join": "wait", "the answer": "wait_here"}[lost]
-    waits: list[Any] = []
-    monkeypatch.setattr(cuda, method, lambda *arguments: waits.append(arguments))
+    """Every single point of a frame where one waits for another is needed, and is missed when it is not there."""
+    whole = calls_of(cuda, lost)
+    for of in frames_to_try()[:2]:
+        answer(pipeline, of)
+    a_frame = whole[: len(whole) // 2]
+    events = device_of(pipeline)._events
+    # The other events only tell the time.
+    clocks = {events[mark] for mark in ("begun", "lidar begun", "camera")}
+    points = [point for point, arguments in enumerate(a_frame) if lost != "record" or arguments[0] not in clocks]
+    each = 1 if device_of(pipeline).feed.preparation == "host" else 2
+    assert len(points) == (2 * each if lost == "record" else each)
     monkeypatch.setattr(cuda, "elapsed_ms", lambda *_: 1.0)
+    for point in points:
+        assert found_missing(pipeline, cuda, bundle, lost, point)
+
+
+def calls_of(cuda: FakeCuda, method: str) -> list[Any]:
+    """What a method of the stand-in is called with from now on."""
+    real, calls = getattr(cuda, method), list[Any]()
+    setattr(cuda, method, lambda *arguments: (calls.append(arguments), real(*arguments))[1])
+    return calls
+
+
+def found_missing(pipeline: Pipeline, cuda: FakeCuda, bundle: Bundle, method: str, point: int) -> bool:
+    """Whether a race or a wrong result shows when one call of every frame is left out."""
+    real, calls = getattr(cuda, method), list[Any]()
+
+    def without(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) - 1 != point:
+            real(*arguments)
+
+    setattr(cuda, method, without)
     try:
-        found = run_all(copied)
-    except (RaceError, IndexError):  # labels that were read before they were there
-        found = []
-    assert waits
-    wrong = [not np.array_equal(a, on_cpu(bundle, of)) for a, of in zip(found, frames_to_try(), strict=False)]
-    assert not found or any(wrong)
+        for of in frames_to_try():
+            calls.clear()
+            if not np.array_equal(answer(pipeline, of), on_cpu(bundle, of)):
+                return True
+    except (RaceError, IndexError, ValueError, EngineError):  # what was read before it was there makes no sense
+        return True
+    finally:
+        setattr(cuda, method, real)
+        for stream in device_of(pipeline)._streams.values():
+            cuda.synchronise(stream)
+        cuda.forget()
+    return False
 
 
 @ONE
-def test_the_lines_are_ordered_by_nothing_but_that(cuda: FakeCuda, copied: Path, bundle: Bundle) -> None:
-    """The same frames with everything in place; two waits a frame, no more."""
-    waits: list[str] = []
-    wait, here, synchronise = cuda.wait, cuda.wait_here, cuda.synchronise
-    cuda.wait = lambda *a: (waits.append("wait"), wait(*a))[1]  # type: ignore[method-assign]
-    cuda.wait_here = lambda *a: (waits.append("here"), here(*a))[1]  # type: ignore[method-assign]
-    cuda.synchronise = lambda *a: (waits.append("all"), synchronise(*a))[1]  # type: ignore[method-assign]
-    for found, of in zip(run_all(copied), frames_to_try(), strict=True):
+def test_the_lines_are_ordered_by_nothing_but_that(pipeline: Pipeline, cuda: FakeCuda, bundle: Bundle) -> None:
+    """The same frames with everything in place; nothing else holds the device or this thread up."""
+    waits, here, everything = calls_of(cuda, "wait"), calls_of(cuda, "wait_here"), calls_of(cuda, "synchronise")
+    first = len(everything)
+    for found, of in zip(run_all(pipeline), frames_to_try(), strict=True):
         np.testing.assert_array_equal(found, on_cpu(bundle, of))
-    assert waits == ["wait", "here"] * len(frames_to_try())
+    each = {"host": 1, "device": 2}[device_of(pipeline).feed.preparation] * len(frames_to_try())
+    assert len(waits) == len(here) == each
+    assert len(everything) - first <= {"host": 0, "device": 2}[device_of(pipeline).feed.preparation]
 
 
 @ONE
-def test_lines_that_shared_memory_would_be_found(cuda: FakeCuda, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_that_shared_memory_would_be_found(
+    cuda: FakeCuda, copied: Path, preparation: Preparation, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The camera's and the LiDAR's scratch memory must not be one: they run at once."""
     shared = cuda.device_buffer(1 << 20)
     monkeypatch.setattr(DeviceFrame, "_scratch_of", lambda *_: shared)
+    pipeline = Pipeline.from_bundle(built(copied), "tensorrt", precision="fp32", preparation=preparation)
     with pytest.raises(RaceError, match="nothing orders"):
-        run_all(copied)
+        run_all(pipeline)
+
+
+@ONE
+def test_more_points_than_ever_make_room(pipeline: Pipeline, bundle: Bundle) -> None:
+    """A cloud or image size that the buffers were not made for: they are made anew, and so are the graphs."""
+    for of in (frame(1, 300), frame(2, 300), frame(3, 6000), frame(4, 300), frame(5, 6000)):
+        np.testing.assert_array_equal(answer(pipeline, of), on_cpu(bundle, of))
+    larger = frame(6)
+    calibration = dataclasses.replace(larger.calibration, image_hw=(150, 200))
+    images = np.random.default_rng(0).integers(0, 255, (2, 150, 200, 3), dtype=np.uint8)
+    of = dataclasses.replace(larger, calibration=calibration, images_vhw3=images)
+    for _ in range(3):
+        np.testing.assert_array_equal(answer(pipeline, of), on_cpu(bundle, of))
+
+
+@ONE
+def test_a_crowded_level_is_prepared_on_the_host(cuda: FakeCuda, copied: Path, preparation: Preparation) -> None:
+    """More rows than a level takes: the nearest stay, on whichever side the tables are made."""
+    bundle = built(copied)
+    limited = dataclasses.replace(bundle.manifest.geometry, level_rows=(60, 30))
+    tight = bundle_with(bundle, limited)
+    pipeline = Pipeline.from_bundle(tight, "tensorrt", precision="fp32", preparation=preparation)
+    cpu = Pipeline.from_bundle(tight, precision="fp32")
+    for seed, points in ((1, 300), (2, 20), (3, 310), (4, 300)):
+        of = frame(seed, points)
+        found, wanted = (p(of.images_vhw3, of.points_p5, of.calibration) for p in (pipeline, cpu))
+        assert found.warnings == wanted.warnings
+        np.testing.assert_array_equal(found.boxes.geometry_m9, wanted.boxes.geometry_m9)
+    assert any("were dropped" in text for text in found.warnings)
+    assert len(cuda.log) > 0
+
+
+def bundle_with(bundle: Bundle, geometry: Geometry) -> Bundle:
+    """The same files with another geometry."""
+    return dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, geometry=geometry))
+
+
+@ONE
+@pytest.mark.usefixtures("trt")
+def test_kernels_that_do_not_serve_are_told(
+    trt: TensorRtDouble, copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Asked for, an error; else the host does it, and says so."""
+    become_gpu_machine(trt, FakeCuda(), monkeypatch)
+    bundle = built(copied)
+    with pytest.raises(UnsupportedError, match="runs no kernels"):
+        Pipeline.from_bundle(bundle, "tensorrt", precision="fp32", preparation="device")
+    pipeline = Pipeline.from_bundle(bundle, "tensorrt", precision="fp32")
+    assert device_of(pipeline).feed.preparation == "host"
+    assert "prepared on the host: this stand-in of a GPU runs no kernels" in capsys.readouterr().err
 
 
 @ONE

@@ -22,7 +22,7 @@ from tensorrt_double import VERSIONS, FakeCuda, TensorRtDouble, attach_runtime, 
 from tiny_bundle import content
 from typer.testing import CliRunner
 
-from altermoma.deploy import gpu_check, tensorrt_backend, tensorrt_engines
+from altermoma.deploy import device_kernels, gpu_check, tensorrt_backend, tensorrt_engines
 from altermoma.deploy.bundle import Bundle, write_bundle
 from altermoma.deploy.cuda_driver import Gpu, Probe
 from altermoma.deploy.manifest import STAGES
@@ -67,6 +67,7 @@ class Machine:
         }
         monkeypatch.setattr(tensorrt_engines, "probe_gpu", lambda: Probe(gpu=GPU))
         monkeypatch.setattr(tensorrt_backend, "Cuda", lambda: cuda)
+        monkeypatch.setattr(device_kernels, "compile_kernels", lambda name, capability: name.encode())
         for module in (tensorrt_backend, tensorrt_engines, gpu_check, self.script):
             monkeypatch.setattr(module, "import_tensorrt", lambda: trt)
 

@@ -13,7 +13,7 @@ import pytest
 from tensorrt_double import VERSIONS, FakeCuda, TensorRtDouble, attach_runtime, built_in
 from tiny_bundle import frame
 
-from altermoma.deploy import tensorrt_backend, tensorrt_engines
+from altermoma.deploy import device_kernels, tensorrt_backend, tensorrt_engines
 from altermoma.deploy.bundle import Bundle
 from altermoma.deploy.cuda_driver import Gpu, Probe
 from altermoma.deploy.manifest import EngineState
@@ -43,6 +43,7 @@ def machine(trt: TensorRtDouble, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     for module in (tensorrt_engines, tensorrt_backend):
         monkeypatch.setattr(module, "import_tensorrt", lambda: trt)
     monkeypatch.setattr(tensorrt_backend, "Cuda", lambda: cuda)
+    monkeypatch.setattr(device_kernels, "compile_kernels", lambda name, capability: name.encode())
     return cuda
 
 

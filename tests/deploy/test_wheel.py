@@ -21,6 +21,8 @@ import importlib.util, sys
 import altermoma
 assert altermoma.__file__.startswith(sys.prefix), altermoma.__file__
 assert not [name for name in {ABSENT!r} if importlib.util.find_spec(name)]
+from altermoma.deploy.nvrtc import NAMES, source_of
+assert all("KERNEL" in source_of(name) for name in NAMES)
 from altermoma.deploy.self_check import check_bundle
 checked = check_bundle(sys.argv[1]).require()
 print(len(checked.tensors), len(checked.frames), sum(frame.matched for frame in checked.frames))
