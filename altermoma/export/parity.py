@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -143,8 +143,12 @@ def open_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     return onnxruntime_backend.open_session(model.SerializeToString(), model.graph.name or "without a name", threads=1)
 
 
-def run_session(session: onnxruntime.InferenceSession, tensors: Mapping[str, Array]) -> Arrays:
+def run_session(
+    session: onnxruntime.InferenceSession, tensors: Mapping[str, Array], outputs: Sequence[str] | None = None
+) -> Arrays:
     """Runs a session on the tensors it names; floats are cast to the type the graph takes.
+
+    Gives the outputs of these names; without any, all.
 
     Raises:
         ExportError: the runtime stopped.
@@ -156,7 +160,7 @@ def run_session(session: onnxruntime.InferenceSession, tensors: Mapping[str, Arr
         "tensor(int64)": np.int64,
     }
     feeds = {item.name: np.asarray(tensors[item.name], types[item.type]) for item in session.get_inputs()}
-    names = [item.name for item in session.get_outputs()]
+    names = list(outputs) if outputs is not None else [item.name for item in session.get_outputs()]
     try:
         return dict(zip(names, session.run(names, feeds), strict=True))
     except Exception as error:  # its exceptions share no other base
