@@ -1,7 +1,7 @@
 """From statistics of a tensor to the range that its numbers are rounded within.
 
-Each takes `TensorStatistics` and gives a `Range` that holds zero. All ranges are chosen for 127 steps to either side, as
-TensorRT has them; ONNX Runtime, which has 255 for both, gets the same.
+Each takes `TensorStatistics` and gives a `Range` that holds zero. All ranges are chosen for 127 steps to either side,
+as TensorRT has them; ONNX Runtime, which has 255 for both, gets the same.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def calibrate(name: str, found: TensorStatistics, method: Method, percentile: fl
         raise DataError(
             f"{found.frames} calibration frames for {name}",
             expected=f"at least {LEAST_FRAMES[method]} for the method {method!r}",
-            remedy="name more frames in the manifest, or calibrate with method = \"minmax\"",
+            remedy='name more frames in the manifest, or calibrate with method = "minmax"',
         )
     if found.reach == 0.0 or found.low == found.high == 0.0:
         raise DataError(

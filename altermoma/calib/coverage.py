@@ -7,7 +7,7 @@ from collections.abc import Sequence, Set
 
 
 def cover(features: Sequence[Set[str]], count: int) -> list[int]:
-    """Indices of `count` items, in rising order, chosen one by one: the next is the one whose features are rarest so far.
+    """Indices of `count` items, in rising order, chosen one by one, each with the rarest features so far.
 
     A feature that was chosen n times counts 1 / (1 + n)^2 for the next choice; the earlier item wins a tie.
 

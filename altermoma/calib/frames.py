@@ -136,7 +136,7 @@ def choose_frames(
 
 
 def _features(frames: Sequence[CalibrationFrame]) -> list[frozenset[str]]:
-    """What each frame shows, in words; voxel counts and brightness in eighths of the pool."""
+    """What each frame shows, in words; voxel counts and brightness in eighths between the least and the most."""
     voxels, light = (_eighths([getattr(frame, name) for frame in frames]) for name in ("voxels", "light"))
     return [
         frozenset({*frame.classes, *frame.bands, f"voxels {voxels[i]}", f"light {light[i]}"})
@@ -145,8 +145,8 @@ def _features(frames: Sequence[CalibrationFrame]) -> list[frozenset[str]]:
 
 
 def _eighths(values: Sequence[float]) -> list[int]:
-    ranks = np.argsort(np.argsort(np.asarray(values, np.float64), kind="stable"), kind="stable")
-    return [int(rank) * 8 // len(values) for rank in ranks]
+    low, high = min(values), max(values)
+    return [min(7, int(8 * (value - low) / max(high - low, 1e-9))) for value in values]
 
 
 def write_manifest(path: Path, manifest: FrameManifest) -> None:

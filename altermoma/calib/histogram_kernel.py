@@ -17,7 +17,7 @@ def count_into(values_n: NDArray[np.float32], reach: float, counts_b: NDArray[np
         place = (np.float64(value) + reach) * per_unit
         if not 0.0 <= place <= bins:
             return False
-        counts_b[min(np.int64(place), bins - 1)] += 1
+        counts_b[min(int(place), bins - 1)] += 1
     return True
 
 
@@ -26,10 +26,7 @@ def extremes(values_n: NDArray[np.float32]) -> tuple[np.float32, np.float32]:
     """Smallest and largest value; NaN, if there is one, is both."""
     low = high = values_n[0]
     for value in values_n:
-        if not value >= low:
-            low = value
-        if not value <= high:
-            high = value
-        if value != value:
+        if np.isnan(value):
             return value, value
+        low, high = min(low, value), max(high, value)
     return low, high

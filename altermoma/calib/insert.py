@@ -97,6 +97,8 @@ class _Inserter:
         nodes = {node.name: node for node in self.model.graph.node}
         for tensor in self.placement.points:
             self._pair(tensor, nodes)
+        for (tensor, reader), key in self.placement.constants.items():
+            self._constant(tensor, nodes[reader], key)
         for product in products:
             self._weight(product, nodes[product.node])
         ordered = list(self.first)
@@ -126,19 +128,38 @@ class _Inserter:
             for i, name in enumerate(node.input):
                 if name == tensor:
                     node.input[i] = result
-        if tensor in self.constants:
-            stored = set_initializer(self.model, f"{tensor}.int8", rounded(self.constants[tensor], self.scales[key]))
-            self.first.append(_dequantise([stored, *names], result, stem))
-            return
-        whole = f"{tensor}.int8"
+        whole, source = f"{tensor}.int8", tensor
+        if tensor in self.public and self.dialect.results:
+            # An output of the graph comes from the pair, so that the kernel before it leaves int8 alone.
+            source, result = f"{tensor}.float", tensor
+            self._rename(tensor, source, result)
         pair = [
-            onnx.helper.make_node("QuantizeLinear", [tensor, *names], [whole], name=f"{stem}/quantise"),
+            onnx.helper.make_node("QuantizeLinear", [source, *names], [whole], name=f"{stem}/quantise"),
             _dequantise([whole, *names], result, stem),
         ]
         if tensor in {item.name for item in self.model.graph.input}:
             self.first += pair
         else:
-            self.behind[tensor] = pair
+            self.behind[source] = pair
+
+    def _constant(self, tensor: str, reader: onnx.NodeProto, key: str) -> None:
+        """A constant beside computed tensors (the row of zeros that empty neighbours point to) takes their scale."""
+        if key not in self.scales:
+            return
+        stem = f"{reader.name}/{tensor}"
+        stored = set_initializer(self.model, f"{stem}.int8", rounded(self.constants[tensor], self.scales[key]))
+        self.first.append(_dequantise([stored, *self._scale_names(key)], f"{stem}.dequantised", stem))
+        for i, name in enumerate(reader.input):
+            if name == tensor:
+                reader.input[i] = f"{stem}.dequantised"
+
+    def _rename(self, tensor: str, source: str, result: str) -> None:
+        """Lets the node that makes `tensor` make `source`; whoever read it reads `result`."""
+        for node in self.model.graph.node:
+            for i, name in enumerate(node.output):
+                node.output[i] = source if name == tensor else name
+            for i, name in enumerate(node.input):
+                node.input[i] = result if name in (tensor, f"{tensor}.dequantised") else name
 
     def _weight(self, product: Product, node: onnx.NodeProto) -> None:
         weight = self.constants[product.weight]
@@ -179,5 +200,5 @@ class _Inserter:
         return f"{name}.dequantised"
 
 
-def _dequantise(inputs: list[str], result: str, stem: str, **attributes: int) -> onnx.NodeProto:
+def _dequantise(inputs: list[str], result: str, stem: str, **attributes: Any) -> onnx.NodeProto:
     return onnx.helper.make_node("DequantizeLinear", inputs, [result], name=f"{stem}/dequantise", **attributes)

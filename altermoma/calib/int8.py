@@ -62,7 +62,8 @@ def watch(plans: Mapping[str, StagePlan], groups: frozenset[str]) -> list[Watche
     for name, plan in plans.items():
         chosen = plan.chosen(groups)
         parts: list[Sequence[Product]] = [[item for item in chosen if item.group == group] for group in plan.groups]
-        tensors = needed(place(plan.graph, part, results=results) for part in (chosen, *parts) for results in (False, True))
+        both = [place(plan.graph, part, results=results) for part in (chosen, *parts) for results in (False, True)]
+        tensors = needed(both)
         found.append(Watched(name=name, graph=plan.graph, tensors=tuple(sorted(tensors))))
     return found
 

@@ -84,7 +84,7 @@ class _Session:
         self.inputs = {item.name for item in stage.graph.graph.input}
         self.outputs = [item.name for item in stage.graph.graph.output]
         self.chunks = _chunks(stage, [name for name in stage.tensors if name not in self.inputs])
-        self.session = open_session(_with_outputs(stage))
+        self.session = open_session(with_outputs(stage.name, stage.graph, stage.tensors))
 
     def run(self, known: Mapping[str, NDArray[Any]], found: Mapping[str, TensorStatistics]) -> Arrays:
         for name in sorted(self.inputs & set(found)):
@@ -97,19 +97,19 @@ class _Session:
         return outputs
 
 
-def _with_outputs(stage: Watched) -> onnx.ModelProto:
-    """The graph with its observed tensors among its outputs.
+def with_outputs(stage: str, graph: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
+    """The graph with these tensors among its outputs.
 
     Raises:
         ExportError: the graph has no such tensor.
     """
-    watched = copy_model(stage.graph)
+    watched = copy_model(graph)
     computed = {name for node in watched.graph.node for name in node.output}
     public = {item.name for item in (*watched.graph.input, *watched.graph.output)}
-    missing = sorted(set(stage.tensors) - computed - public)
+    missing = sorted(set(tensors) - computed - public)
     if missing:
-        raise ExportError(f"stage {stage.name} has no tensor {missing[0]}", expected="tensors of its prepared graph")
-    for name in stage.tensors:
+        raise ExportError(f"stage {stage} has no tensor {missing[0]}", expected="tensors of its prepared graph")
+    for name in tensors:
         if name not in public:
             watched.graph.output.append(onnx.helper.make_tensor_value_info(name, FLOAT, None))
     return watched

@@ -1,8 +1,8 @@
 """Where quantisers sit: a plan of points and shared scales, made without touching the graph.
 
 A quantised product reads int8 numbers. From its data input the plan walks back over everything that only moves numbers
-(reshapes, concatenations, gathers, pooling by maximum) to where they are computed: there they are rounded, once, and all
-tensors on the way share one scale, so that rearranging int8 numbers is exact. That is how the rows of the sparse
+(reshapes, concatenations, gathers, pooling by maximum) to where they are computed: there they are rounded, once, and
+all tensors on the way share one scale, so that rearranging int8 numbers is exact. That is how the rows of the sparse
 encoder are int8 before they are gathered.
 """
 
@@ -32,12 +32,14 @@ class Placement:
         points: tensor -> key of its scale. Each gets one quantise-dequantise pair.
         sources: key of a scale -> the computed tensors whose ranges decide it; constants on the way are not listed.
         readers: tensor -> names of the nodes that read it dequantised; all others read it as it is.
+        constants: (constant, node that joins it to computed tensors) -> key of their scale, which it is rounded by.
     """
 
     products: frozenset[str]
     points: Mapping[str, str]
     sources: Mapping[str, tuple[str, ...]]
     readers: Mapping[str, frozenset[str]]
+    constants: Mapping[tuple[str, str], str]
 
 
 def place(model: onnx.ModelProto, products: Iterable[Product], *, results: bool) -> Placement:
@@ -46,9 +48,9 @@ def place(model: onnx.ModelProto, products: Iterable[Product], *, results: bool)
     Args:
         model: see `segments.prepare`.
         products: that shall compute in int8.
-        results: quantise what products compute, too: ONNX Runtime has no int8 convolution with a float result, and
-            no int8 addition with a float operand. TensorRT wants these left alone, so that it fuses bias, shortcut and
-            ReLU into the convolution.
+        results: quantise what products compute, too: ONNX Runtime has no int8 convolution and no product with ReLU
+            that have a float result, and no int8 addition with a float operand. TensorRT wants these left alone, so
+            that it fuses bias, shortcut and ReLU into the convolution.
     """
     return _Planner(model, list(products), results).plan()
 
@@ -67,6 +69,7 @@ class _Planner:
         self.sources: set[str] = set()
         self.readers: dict[str, set[str]] = {}
         self.walked: set[tuple[str, str]] = set()
+        self.joined: dict[tuple[str, str], str] = {}
 
     def plan(self) -> Placement:
         for product in self.products:
@@ -82,6 +85,7 @@ class _Planner:
             points=points,
             sources={key: tuple(names) for key, names in groups.items()},
             readers={name: frozenset(nodes) for name, nodes in self.readers.items() if name in self.points},
+            constants={pair: self._root(name) for pair, name in self.joined.items()},
         )
 
     def _root(self, name: str) -> str:
@@ -103,11 +107,13 @@ class _Planner:
         self._point(name, reader)
         node = self.makers.get(name)
         if node is None or node.op_type not in MOVING:
-            if name not in self.constants:
-                self.sources.add(name)
+            self.sources.add(name)
             return
         joint = node.op_type in _JOINTS
         for inner in _moved(node):
+            if inner in self.constants:
+                self.joined[inner, node.name] = name
+                continue
             self._join(name, inner)
             if (inner, node.name) not in self.walked:
                 self.walked.add((inner, node.name))
@@ -131,7 +137,7 @@ class _Planner:
         addition = self._only(end, "Add") or self._addition_behind_joint(end)
         if addition is not None and self._is_residual(addition):
             self._add_shortcut(addition)
-        elif self.results and product.op == "Conv" and end not in self.points:
+        elif self.results and (product.op == "Conv" or end != product.result) and end not in self.points:
             self._source(end)
         if end in self.points:
             # The kernel writes int8: whoever reads it reads int8.

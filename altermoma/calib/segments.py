@@ -30,6 +30,7 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     shapes = {name: dims_of(tensor) for name, tensor in value_types(model).items()}
     for add in [node for node in model.graph.node if node.op_type == "Add"]:
         _move_bias(model, add, constants, shapes)
+    drop_dead(model)
     for result in [node.output[0] for node in model.graph.node if node.op_type == "Relu"]:
         _move_relu(model, producers(model)[result])
     drop_dead(model)
@@ -92,9 +93,7 @@ def _move_relu(model: onnx.ModelProto, relu: onnx.NodeProto) -> None:
         if node.output[0] == join.output[0]:
             for i, part in enumerate(list(join.input)):
                 positive = f"{part}.relu"
-                nodes.append(
-                    onnx.helper.make_node("Relu", [part], [positive], name=f"{part.replace(':', '/')}/relu")
-                )
+                nodes.append(onnx.helper.make_node("Relu", [part], [positive], name=f"{part.replace(':', '/')}/relu"))
                 node.input[i] = positive
             node.output[0] = relu.output[0]
         nodes.append(node)

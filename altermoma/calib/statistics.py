@@ -105,7 +105,12 @@ def read_statistics(path: Path) -> tuple[dict[str, TensorStatistics], tuple[str,
         raise StorageError(f"{path} is damaged: {error}", remedy="delete it: the frames are run again") from error
     found = {
         str(name): TensorStatistics(
-            low=float(row[0]), high=float(row[1]), reach=float(row[2]), counts_b=bins, frames=int(row[3]), zeros=int(row[4])
+            low=float(row[0]),
+            high=float(row[1]),
+            reach=float(row[2]),
+            counts_b=bins,
+            frames=int(row[3]),
+            zeros=int(row[4]),
         )
         for name, row, bins in zip(names, numbers, counts, strict=True)
     }

@@ -12,7 +12,7 @@ def bench(
     bundles: Annotated[list[Path], typer.Argument(help="One bundle, or several that take turns frame by frame.")],
     *,
     precision: Annotated[
-        Literal["fp32", "fp16"],
+        Literal["fp32", "fp16", "int8"],
         typer.Option("--engine", help="Precision to run; fp16 on ONNX Runtime's CPU is refused."),
     ] = "fp32",
     backend: Annotated[Literal["onnxruntime", "tensorrt"], typer.Option(help="Runtime.")] = "onnxruntime",

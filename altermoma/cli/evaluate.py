@@ -29,7 +29,7 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
         Path | None, typer.Option("--bundle", metavar="DIR", help="Evaluate a bundle instead of a torch checkpoint.")
     ] = None,
     precision: Annotated[
-        Literal["fp32", "fp16"] | None,
+        Literal["fp32", "fp16", "int8"] | None,
         typer.Option("--engine", help="Precision of the bundle to run; fp32 without it."),
     ] = None,
     backend: Annotated[

@@ -58,7 +58,7 @@ SparsityOption = Annotated[
     typer.Option("--sparsity", help="Pattern inside the layers that remain: dense, or 2:4 for sparse tensor cores."),
 ]
 PrecisionOption = Annotated[
-    Precision | None, typer.Option("--engine", help="Precision baked into the graphs. int8 is not there yet.")
+    Precision | None, typer.Option("--engine", help="Precision baked into the graphs; int8 calibrates first.")
 ]
 TargetOption = Annotated[
     str | None,
@@ -178,9 +178,3 @@ def with_sparsity(recipe: Recipe, sparsity: Sparsity | None) -> Recipe:
 
 def check_supported(recipe: Recipe) -> None:
     """Says at once, before any work, what this version cannot do."""
-    if recipe.engine.precision == "int8":
-        raise UnsupportedError(
-            "int8 engines are not there yet: they need the calibration step",
-            expected="fp32 or fp16",
-            remedy="run with --engine fp16",
-        )

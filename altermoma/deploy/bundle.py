@@ -3,6 +3,8 @@
 manifest.json                       what it is, and the SHA-256 of every other file
 README.md                           how to build and check it with trtexec and polygraphy
 stages/<precision>/<stage>.onnx
+stages/<precision>-onnxruntime/     graphs that ONNX Runtime runs in their place (int8 alone)
+calibration/                        what int8 ranges were found on, and the ranges
 reference/inputs.npz, outputs.npz   one frame, so that the target can check itself
 reference/feed.py                   hands that frame to trtexec and polygraphy
 engines/                            plans built on a target; used only where the manifest lists them
@@ -54,7 +56,13 @@ class StageGraph:
 
 @dataclass(frozen=True, kw_only=True)
 class BundleContent:
-    """What goes into a bundle. `graphs` is precision -> stage name -> graph; the rest as in `Manifest`."""
+    """What goes into a bundle; what is not named here as in `Manifest`.
+
+    Attributes:
+        graphs: precision -> stage name -> graph.
+        onnxruntime: the same for graphs that ONNX Runtime runs in their place.
+        notes: further files by their path in the bundle.
+    """
 
     name: str
     recipe: dict[str, Any]
@@ -69,6 +77,8 @@ class BundleContent:
     target: dict[str, Any] = field(default_factory=dict)
     engines: EngineState = field(default_factory=EngineState)
     sparsity: dict[str, Any] = field(default_factory=dict)
+    onnxruntime: dict[str, dict[str, StageGraph]] = field(default_factory=dict)
+    notes: dict[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +124,15 @@ class Bundle:
             )
         return self.manifest.stages[precision]
 
+    def stages_for(self, backend: str, precision: str) -> dict[str, StageRecord]:
+        """Stage records of one precision as a runtime takes them: ONNX Runtime has int8 graphs of its own.
+
+        Raises:
+            BundleError: the bundle does not hold that precision.
+        """
+        records = self.stages(precision)
+        return self.manifest.onnxruntime.get(precision, records) if backend == "onnxruntime" else records
+
     def graph(self, record: StageRecord) -> bytes:
         """Serialised ONNX of a stage, checked again as it is read."""
         return self._read(record.file, self.manifest.files[record.file].sha256)
@@ -153,20 +172,28 @@ def write_bundle(folder: Path, content: BundleContent) -> Bundle:
     if loose:
         raise BundleError(f"no tolerance for {', '.join(loose)}", expected="one for each precision of the bundle")
     stages = {p: {n: _record(p, n, g) for n, g in graphs.items()} for p, graphs in content.graphs.items()}
+    variants = {
+        p: {n: _record(f"{p}-onnxruntime", n, g) for n, g in graphs.items()}
+        for p, graphs in content.onnxruntime.items()
+    }
     manifest = Manifest(
         stages=stages,
+        onnxruntime=variants,
         files={},
         **{
             f.name: getattr(content, f.name)
             for f in dataclasses.fields(content)
-            if f.name not in {"graphs", "reference"}
+            if f.name not in {"graphs", "onnxruntime", "notes", "reference"}
         },
     )
     with atomic_path(folder) as draft:
         draft.mkdir()
-        for precision, graphs in content.graphs.items():
-            for name, graph in graphs.items():
-                write_bytes(draft / stages[precision][name].file, graph.onnx)
+        for records, every in ((stages, content.graphs), (variants, content.onnxruntime)):
+            for precision, graphs in every.items():
+                for name, graph in graphs.items():
+                    write_bytes(draft / records[precision][name].file, graph.onnx)
+        for path, payload in content.notes.items():
+            write_bytes(draft / path, payload)
         write_reference(draft, content.reference)
         write_text(draft / README_FILE, bundle_readme(manifest, content.reference))
         shutil.copy(vendor_feed.__file__, draft / FEED_FILE)
@@ -252,7 +279,8 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
             faults.append(f"truncated or grown: {name} ({found[name]} bytes instead of {wanted[name].size})")
         elif (folder / name).is_symlink() or sha256_of(folder / name) != wanted[name].sha256:
             faults.append(f"altered: {name}")
-    listed = {record.file for stages in manifest.stages.values() for record in stages.values()}
+    every = (*manifest.stages.values(), *manifest.onnxruntime.values())
+    listed = {record.file for stages in every for record in stages.values()}
     faults += [f"stage file without a hash: {name}" for name in sorted(listed - set(wanted))]
     faults += _engine_faults(folder, manifest)
     if faults:

@@ -135,6 +135,8 @@ class Manifest:
         stages: precision -> stage name -> record.
         files: every file but the manifest and what lies under `engines/`.
         sparsity: of every product of the graphs, whether its weights are 2:4 and why not (altermoma.export.sparsity).
+        onnxruntime: precision -> stage name -> record of the graphs that ONNX Runtime runs in place of `stages`; only
+            int8 has any, since its CPU kernels are fast with unsigned numbers and TensorRT takes signed ones alone.
     """
 
     name: str
@@ -150,6 +152,7 @@ class Manifest:
     target: dict[str, Any] = field(default_factory=dict)
     engines: EngineState = field(default_factory=EngineState)
     sparsity: dict[str, Any] = field(default_factory=dict)
+    onnxruntime: dict[str, dict[str, StageRecord]] = field(default_factory=dict)
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -159,6 +162,8 @@ class Manifest:
 def to_text(manifest: Manifest) -> str:
     """Canonical JSON with a seal over the content, so that any changed byte is noticed."""
     record: dict[str, Any] = {"schema": SCHEMA, **dataclasses.asdict(manifest)}
+    if not record["onnxruntime"]:
+        del record["onnxruntime"]  # readers before int8 do not know the key
     text = _canonical(record)
     return _canonical({**record, "seal": _seal(json.loads(text))})
 
@@ -226,11 +231,16 @@ def _manifest(record: dict[str, Any]) -> Manifest:
         **plain,
         geometry=Geometry.from_json(record["geometry"]),
         class_names=tuple(record["class_names"]),
-        stages={p: {n: _stage(r) for n, r in stages.items()} for p, stages in record["stages"].items()},
+        stages=_stages(record["stages"]),
+        onnxruntime=_stages(record.get("onnxruntime", {})),
         files={path: FileRecord(**r) for path, r in record["files"].items()},
         engines=_engines(record["engines"]),
         sparsity=dict(record.get("sparsity", {})),
     )
+
+
+def _stages(record: dict[str, Any]) -> dict[str, dict[str, StageRecord]]:
+    return {p: {n: _stage(r) for n, r in stages.items()} for p, stages in record.items()}
 
 
 def _stage(record: dict[str, Any]) -> StageRecord:

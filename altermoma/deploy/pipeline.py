@@ -204,7 +204,7 @@ class Pipeline:
 
 def open_stages(bundle: Bundle, backend: Backend, precision: str, *, threads: int = 1) -> dict[str, StageRunner]:
     """One runner per stage of a bundle."""
-    records = bundle.stages(precision)
+    records = bundle.stages_for(backend, precision)
     if backend == "tensorrt":
         from altermoma.deploy.tensorrt_backend import open_engines
 

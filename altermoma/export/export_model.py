@@ -83,7 +83,11 @@ def export_model(
             outside the range of the precision, or differ from torch by more than the tolerance.
     """
     if precision == "int8":
-        raise UnsupportedError("precision int8 is not there yet", expected="fp32 or fp16", remedy="export fp16")
+        raise UnsupportedError(
+            "export_model makes no int8 graphs",
+            expected="fp32 or fp16",
+            remedy="calibrate the fp32 graphs: altermoma.calib.export_int8",
+        )
     if recipe.opset != OPSET:
         raise RecipeError(f"export.opset = {recipe.opset}", expected=f"{OPSET}, which TensorRT 8.5 to 11 read alike")
     contract = load_contract(preset)
@@ -201,6 +205,16 @@ def _finished(
         graph = decompose_norm(graph)
     if precision == "fp16":
         graph = readable_names(to_fp16(graph, stage))
+    return finished(graph, contract, name, precision)
+
+
+def finished(graph: onnx.ModelProto, contract: ModelContract, name: str, precision: Precision) -> onnx.ModelProto:
+    """A stage's graph with what a reader of the file needs, checked.
+
+    Raises:
+        ExportError: not valid ONNX.
+    """
+    stage = contract.stage(name)
     metadata = {
         "stage": name,
         "preset": contract.model,

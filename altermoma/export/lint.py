@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import onnx
 from numpy.typing import NDArray
 
 from altermoma.errors import ExportError
-from altermoma.export.graph import constant_values, opset_of, value_types
+from altermoma.export.graph import constant_values, consumers, opset_of, producers, value_types
 from altermoma.export.lint_tables import IRREGULAR, Version, max_opset, parse_version, supported_operators
 
 Severity = Literal["error", "warning"]
@@ -54,6 +55,18 @@ class Subject:
     constants: dict[str, NDArray[Any]]
     types: dict[str, onnx.TypeProto.Tensor]
 
+    @cached_property
+    def makers(self) -> dict[str, onnx.NodeProto]:
+        return producers(self.model)
+
+    @cached_property
+    def readers(self) -> dict[str, list[onnx.NodeProto]]:
+        return consumers(self.model)
+
+    @property
+    def quantised(self) -> bool:
+        return any(node.op_type == "DequantizeLinear" for node in self.model.graph.node)
+
     def elem_type(self, name: str) -> int:
         tensor = self.types.get(name)
         return int(tensor.elem_type) if tensor is not None else onnx.TensorProto.UNDEFINED
@@ -79,6 +92,7 @@ def lint(model: onnx.ModelProto, trt_version: str, stage: str = "") -> list[Find
     Raises:
         RecipeError: not a TensorRT version.
     """
+    from altermoma.export.lint_quantisation import QUANTISATION_RULES
     from altermoma.export.lint_rules import RULES
 
     model = _named(model)
@@ -93,7 +107,8 @@ def lint(model: onnx.ModelProto, trt_version: str, stage: str = "") -> list[Find
     )
     findings = list(_graph_findings(subject))
     findings += [f for node in model.graph.node for f in _operator_findings(subject, node)]
-    findings += [f for node in model.graph.node for rule in RULES for f in rule(subject, node)]
+    rules = (*RULES, *QUANTISATION_RULES) if subject.quantised else RULES
+    findings += [f for node in model.graph.node for rule in rules for f in rule(subject, node)]
     return sorted(findings, key=lambda finding: finding.severity)
 
 

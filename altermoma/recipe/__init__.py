@@ -8,6 +8,7 @@ from altermoma.recipe.reading import from_dict, load, parse
 from altermoma.recipe.sections import (
     BenchRecipe,
     BuilderRecipe,
+    CalibrationRecipe,
     ComputeRecipe,
     DataRecipe,
     Device,
@@ -32,6 +33,7 @@ __all__ = [
     "RANGES",
     "BenchRecipe",
     "BuilderRecipe",
+    "CalibrationRecipe",
     "ComputeRecipe",
     "DataRecipe",
     "Device",

@@ -74,14 +74,16 @@ RANGES: dict[str, dict[str, Range]] = {
     "export": {
         "opset": Range(low=17, high=17),
         **dict.fromkeys(
-            ("fp32_tolerance", "fp32_frame_tolerance", "fp16_tolerance", "fp16_frame_tolerance"), _POSITIVE
+            [f"{precision}{scope}_tolerance" for precision in ("fp32", "fp16", "int8") for scope in ("", "_frame")],
+            _POSITIVE,
         ),
     },
     "builder": {
         "optimization_level": Range(low=-1, high=5),
         **dict.fromkeys(("workspace_mib", "tactic_dram_mib", "tactic_shared_kib", "dla_core"), _NATURAL),
     },
-    "parity": {"fp32_boxes": _POSITIVE, "fp16_map": _POSITIVE},
+    "calibration": {"max_map_drop": _NATURAL},
+    "parity": {"fp32_boxes": _POSITIVE, "fp16_map": _POSITIVE, "int8_map": _POSITIVE},
     "compute": {"accumulate": _COUNT, "workers": _NATURAL},
     "bench": {"frames": _COUNT, "rounds": _COUNT, "warmup": _NATURAL, "threads": _COUNT},
 }

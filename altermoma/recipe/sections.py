@@ -138,6 +138,25 @@ class ExportRecipe:
     fp32_frame_tolerance: float = 1e-3
     fp16_tolerance: float = 5e-2
     fp16_frame_tolerance: float = 5e-2
+    int8_tolerance: float = 0.5
+    int8_frame_tolerance: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationRecipe:
+    """How int8 ranges are found; read only where the engine's precision is int8.
+
+    Attributes:
+        recipe: name of `calib/<dataset>.toml`, or the path of one's own; empty takes `synthetic` for the synthetic
+            world and `nuscenes` for everything else.
+        manifest: file that names the frames; empty chooses them from the training split.
+        max_map_drop: points of mAP that int8 may cost on the validation split; the largest int8 share within it is
+            searched for. 0 takes the calibration recipe's share as it is.
+    """
+
+    recipe: str = ""
+    manifest: str = ""
+    max_map_drop: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,12 +166,14 @@ class ParityRecipe:
     Attributes:
         fp32_boxes: every box of torch is found again, none farther off than this in any number (m, rad, m/s).
         fp16_map: largest difference of mAP, 0 to 1; rounding moves single boxes more than their mean worth.
+        int8_map: the same of int8 graphs.
         beyond: what becomes of a run that is beyond: "error" ends it without a bundle, "note" makes the bundle and says
             so in the summary.
     """
 
     fp32_boxes: float = 1e-3
     fp16_map: float = 2e-3
+    int8_map: float = 1e-2
     beyond: Literal["error", "note"] = "error"
 
 
@@ -244,6 +265,7 @@ class Recipe:
     prune: PruneRecipe = field(default_factory=PruneRecipe)
     finetune: TrainRecipe = field(default_factory=TrainRecipe)
     export: ExportRecipe = field(default_factory=ExportRecipe)
+    calibration: CalibrationRecipe = field(default_factory=CalibrationRecipe)
     parity: ParityRecipe = field(default_factory=ParityRecipe)
     engine: EngineRecipe = field(default_factory=EngineRecipe)
     builder: BuilderRecipe = field(default_factory=BuilderRecipe)

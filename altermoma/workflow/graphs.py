@@ -20,9 +20,13 @@ from altermoma.ops.decode import decode
 from altermoma.ops.prepare import FramePreparer
 from altermoma.progress import track
 from altermoma.recipe import Precision
+from altermoma.workflow.calibrate import int8_of
 from altermoma.workflow.place import Workplace
 
 if TYPE_CHECKING:
+    import onnx
+
+    from altermoma.calib.export_int8 import Int8Export
     from altermoma.models.fusion import FusionModel
 
 
@@ -56,7 +60,7 @@ def export_bundle(
     target.require_builder(settled(target.builder, recipe.builder))
     frame = frame or place.reader.read(place.val.tokens[0])
     inputs = FramePreparer(geometry).prepare(frame)
-    results = {
+    results: dict[str, ExportResult] = {
         precision: export_model(
             model,
             inputs,
@@ -65,8 +69,13 @@ def export_bundle(
             trt_version=target.tensorrt,
             recipe=recipe.export,
         )
-        for precision in track(precisions, "Exporting")
+        for precision in track([p for p in precisions if p != "int8"], "Exporting")
     }
+    int8: Int8Export | None = None
+    notes: dict[str, bytes] = {}
+    if "int8" in precisions:
+        int8, notes = int8_of(place, results["fp32"], geometry, folder.parent / "calibration")
+        results["int8"] = int8.tensorrt
     contract = load_contract(recipe.model)
     report = sparsity_report(
         results["fp32"].stages,
@@ -84,7 +93,13 @@ def export_bundle(
         class_names=CLASS_NAMES,
         graphs={precision: _graphs(result) for precision, result in results.items()},
         reference=_reference(frame, results[precisions[0]], geometry),
-        tolerances={"fp32": recipe.export.fp32_tolerance, "fp16": recipe.export.fp16_tolerance},
+        onnxruntime={} if int8 is None else {"int8": _graphs_of(int8.onnxruntime, int8.records)},
+        notes=notes,
+        tolerances={
+            "fp32": recipe.export.fp32_tolerance,
+            "fp16": recipe.export.fp16_tolerance,
+            "int8": recipe.export.int8_tolerance,
+        },
         widths=widths,
         versions=library_versions(),
         target=target.to_dict(),
@@ -93,6 +108,8 @@ def export_bundle(
     write_bundle(folder, content)
     records: dict[str, Any] = {precision: _record(result) for precision, result in results.items()}
     records["fp32"]["sparsity"] = report.to_json()
+    if int8 is not None:
+        records["int8"] |= int8.to_dict()
     return records
 
 
@@ -111,7 +128,11 @@ def _reference(frame: Frame, result: ExportResult, geometry: Geometry) -> Refere
 
 
 def _graphs(result: ExportResult) -> dict[str, StageGraph]:
-    return {name: _graph(graph.SerializeToString(), result.records[name]) for name, graph in result.stages.items()}
+    return _graphs_of(result.stages, result.records)
+
+
+def _graphs_of(stages: dict[str, onnx.ModelProto], records: dict[str, dict[str, Any]]) -> dict[str, StageGraph]:
+    return {name: _graph(graph.SerializeToString(), records[name]) for name, graph in stages.items()}
 
 
 def _graph(onnx: bytes, record: dict[str, Any]) -> StageGraph:

@@ -13,6 +13,7 @@ from altermoma.recipe import Precision, Recipe
 from altermoma.storage import sha256_of
 from altermoma.workflow import accuracy, engines
 from altermoma.workflow.accuracy import DETECTIONS_FILE
+from altermoma.workflow.calibrate import calibration_inputs
 from altermoma.workflow.compress import PRUNED_FILE, finetune_model, prune_model
 from altermoma.workflow.keys import data_key
 from altermoma.workflow.place import Workplace
@@ -63,6 +64,8 @@ def plan(place: Workplace) -> tuple[Step, ...]:
     # How far engines may be from torch is judged after all steps, on what they found.
     # Where torch computed is no part of what is made.
     baked = {name: value for name, value in parts.items() if name not in {"parity", "compute"}}
+    if recipe.engine.precision == "int8":
+        baked["calibration"] = calibration_inputs(recipe)
     steps = _Steps(place)
     return (
         Step(name="data", title="Data", inputs=source, needs=(), run=steps.data),

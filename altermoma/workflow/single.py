@@ -17,6 +17,7 @@ from altermoma.recipe import DataRecipe, Recipe, from_dict
 from altermoma.storage import cache_folder, check_writable, content_key, sha256_of, write_bytes
 from altermoma.workflow import accuracy
 from altermoma.workflow.accuracy import DETECTIONS_FILE
+from altermoma.workflow.calibrate import calibration_inputs
 from altermoma.workflow.compress import PRUNED_FILE, prune_model
 from altermoma.workflow.keys import code_version
 from altermoma.workflow.place import Workplace
@@ -124,6 +125,8 @@ def export_to_bundle(recipe: Recipe, folder: Path) -> Path:
     with busy("Reading the tables"):
         asked = {name: value for name, value in recipe.to_dict().items() if name != "compute"}
         inputs = {"data": data_inputs(place), "recipe": asked, **model_inputs(place)}
+        if recipe.engine.precision == "int8":
+            inputs["calibration"] = calibration_inputs(recipe)
 
     def export(work: Path) -> Record:
         from altermoma.workflow.graphs import export_bundle

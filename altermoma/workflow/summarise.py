@@ -202,7 +202,8 @@ def drift(engine: Engine, boxes: BoxParity, allowed: ParityRecipe) -> tuple[str,
     if engine.precision == "fp32":
         fine = boxes.matched == 1.0 and boxes.max_difference <= allowed.fp32_boxes
     else:
-        fine = abs(boxes.mAP_difference) <= allowed.fp16_map
+        limit = allowed.int8_map if engine.precision == "int8" else allowed.fp16_map
+        fine = abs(boxes.mAP_difference) <= limit
     if fine:
         return ()
     return (
@@ -215,7 +216,7 @@ def _beyond(drifts: list[str], allowed: ParityRecipe) -> ExportError:
     return ExportError(
         "engines do not answer as torch does over the validation split:\n  " + "\n  ".join(drifts),
         expected=f"fp32: all boxes, at most {allowed.fp32_boxes:g} apart; "
-        f"fp16: mAP within {100 * allowed.fp16_map:g} points",
+        f"fp16: mAP within {100 * allowed.fp16_map:g} points, int8: within {100 * allowed.int8_map:g}",
         remedy="name the layers that lose precision in fp32_nodes of the stage contract, or export fp32; to have the "
         'bundle all the same, set beyond = "note" below [parity] in the recipe and give the same --out again: what is '
         "done is kept",

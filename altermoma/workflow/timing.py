@@ -33,6 +33,9 @@ def bench_variants(
     for name, bundle in (("dense-onnxruntime-fp32", dense), ("onnxruntime-fp32", pruned)):
         pipeline = Pipeline.from_bundle(bundle, "onnxruntime", precision="fp32", threads=recipe.threads)
         variants[name] = pipeline_variant(pipeline)
+    if place.recipe.engine.precision == "int8":
+        pipeline = Pipeline.from_bundle(pruned, "onnxruntime", precision="int8", threads=recipe.threads)
+        variants["onnxruntime-int8"] = pipeline_variant(pipeline)
     for precision in engines:
         pipeline = Pipeline.from_bundle(pruned, "tensorrt", precision=precision)
         variants[f"tensorrt-{precision}"] = pipeline_variant(pipeline)

@@ -24,21 +24,21 @@ _FLOAT_ONLY_INPUTS = {"Resize": {1, 2}, "Upsample": {1}}
 """Inputs (region of interest, scales) that the operator set defines as float32 whatever the data are."""
 
 
-def to_fp16(model: onnx.ModelProto, contract: StageContract) -> onnx.ModelProto:
-    """Gives the fp16 graph of a stage. Node names must be unique.
+def to_fp16(model: onnx.ModelProto, contract: StageContract, kept: frozenset[str] = frozenset()) -> onnx.ModelProto:
+    """Gives the fp16 graph of a stage. Node names must be unique; those in `kept` stay as they are.
 
     Raises:
         ExportError: a weight outside the range of half precision, or a graph with subgraphs.
     """
-    return _Halving(copy_model(model), contract).run()
+    return _Halving(copy_model(model), contract, kept).run()
 
 
 class _Halving:
     """One rewriting. `self.present` holds the element type that each float tensor has so far."""
 
-    def __init__(self, model: onnx.ModelProto, contract: StageContract) -> None:
+    def __init__(self, model: onnx.ModelProto, contract: StageContract, kept: frozenset[str]) -> None:
         self.model = model
-        self.islands = fp32_islands(model, contract)
+        self.islands = fp32_islands(model, contract) | kept
         self.floats = {name for name, tensor in value_types(model).items() if tensor.elem_type == FLOAT}
         self.weights = {t.name: t for t in model.graph.initializer if t.data_type == FLOAT}
         self.floats |= set(self.weights)

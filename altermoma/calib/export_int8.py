@@ -1,0 +1,161 @@
+"""int8 graphs of a whole model, checked: what a bundle carries for TensorRT and for ONNX Runtime."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from altermoma.calib.insert import ONNX_RUNTIME, tensorrt_dialect
+from altermoma.calib.int8 import Share, StagePlan, quantised, share_of
+from altermoma.calib.mixed import mixed
+from altermoma.calib.ranges import Ranges
+from altermoma.export.contract import ModelContract
+from altermoma.export.export_model import ExportResult, finished
+from altermoma.export.graph import INT64, copy_model
+from altermoma.export.lint import Finding, lint, raise_on_errors
+from altermoma.export.lint_tables import parse_version
+from altermoma.export.parity import Parity, measure_parity, open_session, raise_on_drift, run_session
+from altermoma.export.passes.emulate_half import emulate_half
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8Export:
+    """What an int8 export leaves.
+
+    Attributes:
+        tensorrt: the signed graphs, with fp16 for what is not int8, and their lint, records and parity.
+        onnxruntime: the unsigned graphs, with fp32 for what is not int8.
+        records: of the unsigned graphs, as in `ExportResult`.
+        shares: multiply-adds in int8, by stage, on the reference frame.
+        signal_db: signal-to-noise against fp32 by runtime, stage and tensor, each stage fed with torch's inputs.
+    """
+
+    tensorrt: ExportResult
+    onnxruntime: dict[str, onnx.ModelProto]
+    records: dict[str, dict[str, Any]]
+    shares: dict[str, Share]
+    signal_db: dict[str, dict[str, dict[str, float]]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: shares and signal."""
+        whole = sum(share.whole for share in self.shares.values())
+        return {
+            "int8_macs": sum(share.int8 for share in self.shares.values()) / max(whole, 1),
+            "int8_macs_by_stage": {name: share.part for name, share in self.shares.items()},
+            "signal_db": self.signal_db,
+        }
+
+
+def export_int8(
+    fp32: ExportResult,
+    plans: Mapping[str, StagePlan],
+    contract: ModelContract,
+    ranges: Ranges,
+    groups: frozenset[str],
+    tolerances: tuple[float, float],
+) -> Int8Export:
+    """Quantises every stage for both runtimes and checks the graphs.
+
+    Args:
+        fp32: the export that was calibrated.
+        plans: of its stages.
+        contract: of the model.
+        ranges: of its tensors.
+        groups: layer groups that become int8.
+        tolerances: of a stage alone and of the whole frame, as `measure_parity` takes them.
+
+    Raises:
+        ExportError: graphs that the target would refuse or compute wrongly, or that leave torch too far behind.
+    """
+    dialect = tensorrt_dialect(parse_version(fp32.trt_version))
+    signed, unsigned = {}, {}
+    for name, plan in plans.items():
+        found = ranges.tensors.get(name, {})
+        half = mixed(quantised(plan, groups, found, dialect), plan.contract)
+        signed[name] = finished(half, contract, name, "int8")
+        unsigned[name] = finished(quantised(plan, groups, found, ONNX_RUNTIME), contract, name, "int8")
+    findings: list[Finding] = [item for name, graph in signed.items() for item in lint(graph, fp32.trt_version, name)]
+    raise_on_errors(findings)
+    checked = {name: emulate_half(graph) for name, graph in signed.items()}
+    parity: list[Parity] = measure_parity(checked, contract, dict(fp32.inputs), fp32.reference, *tolerances)
+    raise_on_drift(parity)
+    raise_on_drift(measure_parity(unsigned, contract, dict(fp32.inputs), fp32.reference, *tolerances))
+    return Int8Export(
+        tensorrt=dataclasses.replace(
+            fp32,
+            precision="int8",
+            stages=signed,
+            records={stage.name: _halved(fp32.records[stage.name], contract, stage.name) for stage in contract.stages},
+            findings=findings,
+            parity=parity,
+        ),
+        onnxruntime=unsigned,
+        records=fp32.records,
+        shares=_shares(plans, groups, fp32),
+        signal_db={"tensorrt": signal(checked, fp32), "onnxruntime": signal(unsigned, fp32)},
+    )
+
+
+def _halved(record: Mapping[str, Any], contract: ModelContract, name: str) -> dict[str, Any]:
+    """The record of a stage whose tensors between stages are float16."""
+    stage = contract.stage(name)
+
+    def tensor(spec: Mapping[str, Any]) -> dict[str, Any]:
+        half = stage.tensor(spec["name"]).between and spec["dtype"] == "float32"
+        return {**spec, "dtype": "float16"} if half else dict(spec)
+
+    return {**record, **{key: [tensor(spec) for spec in record[key]] for key in ("inputs", "outputs")}}
+
+
+def signal(graphs: Mapping[str, onnx.ModelProto], fp32: ExportResult) -> dict[str, dict[str, float]]:
+    """Signal-to-noise in dB by stage and float output, each stage fed with torch's inputs.
+
+    The head is left out: rounding may let it list other proposals, and what differs then is not noise.
+    """
+    known = {**fp32.inputs, **fp32.reference}
+    found: dict[str, dict[str, float]] = {}
+    for name, graph in graphs.items():
+        wanted = [spec["name"] for spec in fp32.records[name]["outputs"] if spec["dtype"] != "int32"]
+        if "query_scores" in wanted:
+            continue
+        made = run_session(open_session(graph), known, wanted)
+        found[name] = {tensor: decibels(known[tensor], made[tensor]) for tensor in wanted}
+    return found
+
+
+def decibels(expected: NDArray[Any], found: NDArray[Any]) -> float:
+    """10 log10 of the power of a signal over that of its error; 200 where there is no error."""
+    clean = expected.astype(np.float64)
+    noise = float(((found.astype(np.float64) - clean) ** 2).sum())
+    power = float((clean**2).sum())
+    return min(200.0, float(10 * np.log10(max(power, 1e-300) / noise))) if noise > 0 else 200.0
+
+
+def _shares(plans: Mapping[str, StagePlan], groups: frozenset[str], fp32: ExportResult) -> dict[str, Share]:
+    """Multiply-adds on the reference frame; rows that change from frame to frame are counted by running the stage."""
+    known = {**fp32.inputs, **fp32.reference}
+    found = {}
+    for name, plan in plans.items():
+        open_ended = [item.result for item in plan.products if item.macs is None]
+        found[name] = share_of(plan, groups, _rows(plan, open_ended, known))
+    return found
+
+
+def _rows(plan: StagePlan, tensors: list[str], known: Mapping[str, NDArray[Any]]) -> dict[str, int]:
+    """Rows of tensors on the reference frame, from their shapes alone."""
+    if not tensors:
+        return {}
+    measured = copy_model(plan.graph)
+    for i, name in enumerate(tensors):
+        measured.graph.node.append(onnx.helper.make_node("Shape", [name], [f"shape_{i}"], name=f"shape_{i}"))
+        measured.graph.output.append(onnx.helper.make_tensor_value_info(f"shape_{i}", INT64, None))
+    made = run_session(open_session(measured), known, [f"shape_{i}" for i in range(len(tensors))])
+    return {name: int(np.prod(made[f"shape_{i}"][:-1])) for i, name in enumerate(tensors)}

@@ -1,0 +1,172 @@
+"""The int8 step: calibration frames, ranges, and what of a model becomes int8. A kill costs half a minute."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from altermoma.calib.frames import (
+    CalibrationFrame,
+    FrameManifest,
+    check_frame,
+    choose_frames,
+    read_manifest,
+    write_manifest,
+)
+from altermoma.calib.int8 import StagePlan, chosen_groups, plan_stages, watch
+from altermoma.calib.observe import observe
+from altermoma.calib.ranges import RANGES_FILE, Ranges, find_ranges, graph_key
+from altermoma.calib.settings import CalibrationSettings, load_settings
+from altermoma.calib.statistics import TensorStatistics
+from altermoma.errors import DataError
+from altermoma.export.contract import load_contract
+from altermoma.export.export_model import ExportResult
+from altermoma.geometry import Geometry
+from altermoma.ops.prepare import FramePreparer
+from altermoma.recipe import Recipe
+from altermoma.workflow.place import Workplace
+
+if TYPE_CHECKING:
+    from altermoma.calib.export_int8 import Int8Export
+
+MANIFEST_FILE = "calibration/frames.json"
+"""Where a bundle names its calibration frames."""
+
+Statistics = dict[str, dict[str, TensorStatistics]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrated:
+    """A model that was observed on its calibration frames."""
+
+    plans: dict[str, StagePlan]
+    manifest: FrameManifest
+    settings: CalibrationSettings
+    statistics: Statistics
+    ranges: Ranges
+
+    @property
+    def groups(self) -> frozenset[str]:
+        """Layer groups that the calibration recipe lets become int8."""
+        return chosen_groups(self.plans, self.settings.keeps)
+
+    def notes(self) -> dict[str, bytes]:
+        """What a bundle carries of it."""
+        import json
+
+        frames = json.dumps(self.manifest.to_dict(), indent=1) + "\n"
+        return {RANGES_FILE: self.ranges.to_text().encode(), MANIFEST_FILE: frames.encode()}
+
+
+def settings_of(recipe: Recipe) -> CalibrationSettings:
+    """The calibration recipe that a run asks for."""
+    named = recipe.calibration.recipe
+    return load_settings(named or ("nuscenes" if recipe.data.root else "synthetic"))
+
+
+def calibration_inputs(recipe: Recipe) -> dict[str, Any]:
+    """What decides the ranges, whatever the names of its files."""
+    named = recipe.calibration.manifest
+    frames = read_manifest(Path(named)).key if named else ""
+    drop = recipe.calibration.max_map_drop
+    return {"settings": settings_of(recipe).to_dict(), "manifest": frames, "max_map_drop": drop}
+
+
+def calibrate(
+    place: Workplace, fp32: ExportResult, geometry: Geometry, folder: Path, settings: CalibrationSettings
+) -> Calibrated:
+    """Observes the fp32 stages on the calibration frames; unfinished work is kept in `folder`.
+
+    Raises:
+        DataError: frames that are missing, too few or not those of the manifest; activations that are not finite or
+            zero everywhere.
+    """
+    contract = load_contract(place.recipe.model)
+    plans = plan_stages(fp32.stages, contract)
+    manifest = frames_of(place, geometry, folder, settings)
+    expected = {frame.token: frame for frame in manifest.frames}
+    preparer = FramePreparer(geometry)
+
+    def read(token: str) -> dict[str, NDArray[Any]]:
+        return _inputs(place, preparer, expected[token])
+
+    groups = chosen_groups(plans, settings.keeps)
+    statistics = observe(watch(plans, groups), manifest.tokens, read, folder / "statistics.npz")
+    return Calibrated(
+        plans=plans,
+        manifest=manifest,
+        settings=settings,
+        statistics=statistics,
+        ranges=ranges_of(place.recipe.model, fp32, manifest, statistics, settings),
+    )
+
+
+def int8_of(
+    place: Workplace, fp32: ExportResult, geometry: Geometry, folder: Path
+) -> tuple[Int8Export, dict[str, bytes]]:
+    """Calibrates an fp32 export and quantises it; also what the bundle carries of the calibration."""
+    from altermoma.calib.export_int8 import export_int8
+
+    recipe = place.recipe
+    calibrated = calibrate(place, fp32, geometry, folder, settings_of(recipe))
+    tolerances = recipe.export.int8_tolerance, recipe.export.int8_frame_tolerance
+    contract = load_contract(recipe.model)
+    found = export_int8(fp32, calibrated.plans, contract, calibrated.ranges, calibrated.groups, tolerances)
+    return found, calibrated.notes()
+
+
+def ranges_of(
+    model: str, fp32: ExportResult, manifest: FrameManifest, statistics: Statistics, settings: CalibrationSettings
+) -> Ranges:
+    """Ranges by the recipe's calibrators, with what they hold for."""
+    return Ranges(
+        model=model,
+        graphs={name: graph_key(graph) for name, graph in fp32.stages.items()},
+        manifest=manifest.key,
+        frames=len(manifest.frames),
+        settings=settings.to_dict(),
+        tensors=find_ranges(statistics, settings),
+    )
+
+
+def frames_of(place: Workplace, geometry: Geometry, folder: Path, settings: CalibrationSettings) -> FrameManifest:
+    """The frames that the recipe's manifest names, or new ones from the training split; kept in `folder`.
+
+    Raises:
+        DataError: a manifest that is empty or of other data, or too few frames.
+    """
+    named, data = place.recipe.calibration.manifest, place.recipe.data
+    kept = folder / "frames.json"
+    if named:
+        manifest = read_manifest(Path(named))
+        known = set(place.reader.tables.samples)
+        foreign = [frame.token for frame in manifest.frames if frame.token not in known]
+        if foreign:
+            raise DataError(
+                f"calibration manifest {named} names frame {foreign[0]}, which {data.version} does not have",
+                expected="frames of this data set",
+                remedy="name a manifest of this data set, or leave calibration.manifest out",
+            )
+        return manifest
+    if kept.is_file():
+        return read_manifest(kept)
+    frames = choose_frames(
+        place.reader,
+        place.reader.tokens(data.train_split),
+        geometry,
+        count=settings.frames,
+        pool=settings.pool,
+    )
+    manifest = FrameManifest(version=data.version, split=data.train_split, sweeps=data.sweeps, frames=frames)
+    write_manifest(kept, manifest)
+    return manifest
+
+
+def _inputs(place: Workplace, preparer: FramePreparer, expected: CalibrationFrame) -> dict[str, NDArray[Any]]:
+    frame = place.reader.read(expected.token)
+    check_frame(frame, expected)
+    return {name: np.asarray(array) for name, array in preparer.prepare(frame).items()}

@@ -1,0 +1,167 @@
+"""Whole models in int8: every preset kind, pruned and 2:4, on every TensorRT's lint, ONNX Runtime and polygraphy."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from export_frames import exported, random_frame
+from polygraphy.backend.onnx import OnnxFromBytes
+from polygraphy.backend.onnxrt import SessionFromOnnx
+
+from altermoma.calib.export_int8 import Int8Export, decibels, export_int8
+from altermoma.calib.insert import ONNX_RUNTIME
+from altermoma.calib.int8 import StagePlan, all_groups, plan_stages, quantised, watch
+from altermoma.calib.mixed import int8_nodes
+from altermoma.calib.observe import observe
+from altermoma.calib.ranges import Ranges, find_ranges, graph_key
+from altermoma.calib.scales import rounded_weight, weight_scales
+from altermoma.calib.settings import CalibrationSettings
+from altermoma.calib.statistics import TensorStatistics
+from altermoma.errors import DataError, ExportError
+from altermoma.export.contract import load_contract
+from altermoma.export.export_model import ExportResult
+from altermoma.export.lint import lint
+
+PRESET = "bevfusion-tiny"
+TOKENS = ("1", "2", "3", "4")
+
+
+def read(token: str) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+    return dict(random_frame(900, seed=int(token)))
+
+
+@functools.cache
+def plans() -> dict[str, StagePlan]:
+    return plan_stages(exported("fp32").stages, load_contract(PRESET))
+
+
+def ranges_of(statistics: dict[str, dict[str, TensorStatistics]], fp32: ExportResult) -> Ranges:
+    settings = CalibrationSettings(method="minmax")
+    return Ranges(
+        model=PRESET,
+        graphs={name: graph_key(graph) for name, graph in fp32.stages.items()},
+        manifest="m",
+        frames=len(TOKENS),
+        settings=settings.to_dict(),
+        tensors=find_ranges(statistics, settings),
+    )
+
+
+@pytest.fixture(scope="module")
+def int8(tmp_path_factory: pytest.TempPathFactory) -> Int8Export:
+    groups = frozenset(all_groups(plans()))
+    kept = tmp_path_factory.mktemp("work") / "statistics.npz"
+    statistics = observe(watch(plans(), groups), TOKENS, read, kept)
+    ranges = ranges_of(statistics, exported("fp32"))
+    return export_int8(exported("fp32"), plans(), load_contract(PRESET), ranges, groups, (0.5, 1.0))
+
+
+@pytest.mark.parametrize("stage", ["camera", "lidar", "fusion", "head"])
+def test_polygraphy_and_onnxruntime_load_both_graphs(int8: Int8Export, stage: str) -> None:
+    for graph in (int8.tensorrt.stages[stage], int8.onnxruntime[stage]):
+        onnx.checker.check_model(graph, full_check=True)
+        assert SessionFromOnnx(graph.SerializeToString())() is not None
+        assert OnnxFromBytes(graph.SerializeToString())() is not None
+
+
+def test_only_tensorrt_gets_fp16_between_stages(int8: Int8Export) -> None:
+    outputs = {spec["name"]: spec["dtype"] for spec in int8.tensorrt.records["lidar"]["outputs"]}
+    assert outputs == {"lidar_bev": "float16"}
+    assert int8.records["lidar"]["outputs"][0]["dtype"] == "float32"
+    (graph_output,) = int8.tensorrt.stages["lidar"].graph.output
+    assert graph_output.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+
+
+@pytest.mark.parametrize("version", ["8.5.2", "8.6.1", "10.3.0", "11.4.1"])
+def test_the_lint_of_every_version_is_content(int8: Int8Export, version: str) -> None:
+    for name, graph in int8.tensorrt.stages.items():
+        findings = [f for f in lint(graph, version, name) if f.rule != "unsupported-operator"]
+        assert findings == []
+
+
+def test_no_cast_comes_between_a_pair_and_its_product(int8: Int8Export) -> None:
+    for graph in int8.tensorrt.stages.values():
+        makers = {name: node for node in graph.graph.node for name in node.output}
+        inside = int8_nodes(graph)
+        for node in graph.graph.node:
+            if node.op_type in ("Conv", "Gemm", "MatMul") and node.name in inside:
+                kinds = [makers[name].op_type for name in node.input[:2]]
+                assert kinds[1] == "DequantizeLinear"
+                assert kinds[0] != "Cast"
+
+
+def test_little_is_lost_and_much_is_int8(int8: Int8Export) -> None:
+    record = int8.to_dict()
+    assert record["int8_macs"] > 0.85
+    assert record["int8_macs_by_stage"]["view"] == 0.0
+    for stages in int8.signal_db.values():
+        assert min(db for tensors in stages.values() for db in tensors.values()) > 15
+
+
+def test_weights_lie_in_the_file_as_int8(int8: Int8Export) -> None:
+    size = sum(len(graph.SerializeToString()) for graph in int8.onnxruntime.values())
+    assert size < 0.5 * sum(len(graph.SerializeToString()) for graph in exported("fp32").stages.values())
+
+
+def test_observing_goes_on_where_it_was_killed(tmp_path: Path) -> None:
+    lidar = {name: plan for name, plan in plans().items() if name == "lidar"}
+    watched = watch(lidar, frozenset(all_groups(lidar)))
+    whole = observe(watched, TOKENS[:3], read, tmp_path / "whole.npz")
+    asked: list[str] = []
+
+    def stopping(token: str) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+        asked.append(token)
+        return read(token)
+
+    observe(watched, TOKENS[:2], stopping, tmp_path / "part.npz")
+    found = observe(watched, TOKENS[:3], stopping, tmp_path / "part.npz")
+    assert asked == ["1", "2", "3"]
+    for name, statistics in whole["lidar"].items():
+        np.testing.assert_array_equal(found["lidar"][name].counts_b, statistics.counts_b)
+        assert found["lidar"][name].frames == 3
+
+
+def test_activations_that_are_not_finite_end_it(tmp_path: Path) -> None:
+    lidar = {name: plan for name, plan in plans().items() if name == "lidar"}
+
+    def broken(token: str) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+        inputs = read(token)
+        return inputs | {"voxels": inputs["voxels"] * np.float32(np.nan)}
+
+    with pytest.raises(DataError, match="holds NaN or infinity"):
+        observe(watch(lidar, frozenset(all_groups(lidar))), TOKENS, broken, tmp_path / "kept.npz")
+    assert not list(tmp_path.iterdir())
+
+
+def test_quantising_nothing_changes_nothing() -> None:
+    plan = plans()["fusion"]
+    assert quantised(plan, frozenset(), {}, ONNX_RUNTIME).SerializeToString() == plan.graph.SerializeToString()
+
+
+def test_two_of_four_stay_two_of_four() -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(32, 64, 3, 3)).astype(np.float32)
+    blocks = np.moveaxis(weight, 1, -1).reshape(-1, 4)
+    blocks[np.arange(len(blocks))[:, None], np.argsort(np.abs(blocks), axis=1)[:, :2]] = 0
+    sparse = np.moveaxis(blocks.reshape(32, 3, 3, 64), -1, 1)
+    numbers = rounded_weight(sparse, weight_scales(sparse, 0), 0)
+    kept = (np.moveaxis(numbers, 1, -1).reshape(-1, 4) != 0).sum(axis=1)
+    assert kept.max() <= 2
+
+
+def test_a_graph_that_was_not_calibrated_is_an_error(int8: Int8Export) -> None:
+    ranges = Ranges(model=PRESET, graphs={}, manifest="m", frames=1, settings={}, tensors={})
+    with pytest.raises(ExportError, match="no range for"):
+        export_int8(
+            exported("fp32"), plans(), load_contract(PRESET), ranges, frozenset(all_groups(plans())), (0.5, 1.0)
+        )
+
+
+def test_decibels_are_those_of_a_known_noise() -> None:
+    clean = np.ones(1000, np.float32)
+    assert decibels(clean, clean * np.float32(1.1)) == pytest.approx(20.0, abs=0.01)
+    assert decibels(clean, clean) == 200.0
