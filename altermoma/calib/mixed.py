@@ -6,11 +6,13 @@ reaches memory, since the runtime fuses it into its int8 kernels. Everything els
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx
 
 from altermoma.calib.placement import MOVING
 from altermoma.export.contract import StageContract
-from altermoma.export.graph import constant_values, copy_model
+from altermoma.export.graph import consumers, copy_model, producers
 from altermoma.export.passes.islands import COMPUTE_OPS
 from altermoma.export.passes.to_fp16 import to_fp16
 
@@ -24,23 +26,32 @@ def mixed(model: onnx.ModelProto, contract: StageContract) -> onnx.ModelProto:
 
 
 def int8_nodes(model: onnx.ModelProto) -> frozenset[str]:
-    """Names of the nodes whose inputs all come from pairs, from int8 products or from one another."""
-    constants = set(constant_values(model))
-    inside: set[str] = set()
-    tensors: set[str] = set(constants)
+    """Names of pairs, of the products between them, and of what lies between a product and the next pair."""
+    makers, readers = producers(model), consumers(model)
+    pairs = {node.name for node in model.graph.node if node.op_type in _PAIR}
+    products = {
+        node.name
+        for node in model.graph.node
+        if node.op_type in COMPUTE_OPS and all(_from_pair(makers, name) for name in node.input[:2])
+    }
+    inside = pairs | products
+    # Forwards: what only reads int8 numbers. Backwards: what is not rounded in the end is no part of it.
     for node in model.graph.node:
-        known = [name in tensors for name in node.input]
-        if node.op_type in COMPUTE_OPS:
-            known = [name in tensors and name not in constants for name in node.input]
-        from_pairs = any(name in tensors and name not in constants for name in node.input)
-        if node.op_type in _PAIR or (node.op_type in COMPUTE_OPS | _FUSED and from_pairs and _inside(node, known)):
+        if node.op_type in _FUSED and all(name in makers and makers[name].name in inside for name in _read(node)):
             inside.add(node.name)
-            tensors.update(node.output)
+    public = {item.name for item in model.graph.output}
+    for node in reversed(model.graph.node):
+        if node.name in inside and node.name not in pairs | products:
+            ends = [reader.name in inside for name in node.output for reader in readers.get(name, [])]
+            if not all(ends) or not ends or public & set(node.output):
+                inside.discard(node.name)
     return frozenset(inside)
 
 
-def _inside(node: onnx.NodeProto, known: list[bool]) -> bool:
-    """Whether what the node computes with is int8; indices and shapes do not count."""
-    if node.op_type in COMPUTE_OPS:
-        return known[0] and known[1]
-    return all(known) if node.op_type in ("Add", "Concat") else known[0]
+def _from_pair(makers: Mapping[str, onnx.NodeProto], name: str) -> bool:
+    return name in makers and makers[name].op_type == "DequantizeLinear"
+
+
+def _read(node: onnx.NodeProto) -> list[str]:
+    """The inputs that hold numbers; indices, shapes and scales do not."""
+    return list(node.input) if node.op_type in ("Add", "Concat") else list(node.input[:1])
