@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from altermoma import recipe as recipes
-from altermoma.errors import RecipeError, UnsupportedError
+from altermoma.errors import RecipeError
 from altermoma.progress import say
 from altermoma.recipe import Device, Precision, PruneRecipe, Recipe, Sparsity
 
@@ -177,4 +177,8 @@ def with_sparsity(recipe: Recipe, sparsity: Sparsity | None) -> Recipe:
 
 
 def check_supported(recipe: Recipe) -> None:
-    """Says at once, before any work, what this version cannot do."""
+    """Says at once, before any work, that the target does not compute in the precision asked for."""
+    if recipe.engine.precision == "int8":
+        from altermoma.deploy.targets import load_target
+
+        load_target(recipe.engine.target).step("int8")
