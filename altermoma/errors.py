@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 
 class AltermomaError(Exception):
     """Base of all errors raised on purpose.
@@ -23,6 +25,14 @@ class AltermomaError(Exception):
         self.expected = expected or self.usually_expected
         self.remedy = remedy or self.usual_remedy
         super().__init__(f"{found}\nExpected: {self.expected}\nWhat to do: {self.remedy}")
+
+    def __reduce__(self) -> tuple[Callable[..., AltermomaError], tuple[object, ...]]:
+        return _from_process, (type(self), self.found, self.expected, self.remedy)
+
+
+def _from_process(kind: type[AltermomaError], found: str, expected: str, remedy: str) -> AltermomaError:
+    """An error as another process sent it."""
+    return kind(found, expected=expected, remedy=remedy)
 
 
 class RecipeError(AltermomaError):

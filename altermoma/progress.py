@@ -162,3 +162,5 @@ def _started_bars(console: Console) -> Progress:
 
 
 _board = _Board()
+# A forked process has none of the threads, and perhaps a lock that one of them held.
+os.register_at_fork(after_in_child=_board.__init__)  # type: ignore[misc]

@@ -123,6 +123,11 @@ class FrameDataset:
         self.check_augmentation()
         return self._sample(index, self.augment.matrix(rng) if self.augment else None)
 
+    def share_cache(self, count: int) -> None:
+        """Leaves a share of the memory for decoded frames, where `count` processes have a copy of this data set."""
+        with self._lock:
+            self._budget //= count
+
     def check_augmentation(self) -> None:
         """Raises a DataError where frames would be moved and their masks not."""
         if self.masks is not None and self.augment is not None:

@@ -20,7 +20,7 @@ from altermoma.models.fusion import FusionModel
 from altermoma.progress import track
 from altermoma.recipe import ComputeRecipe, TrainRecipe
 from altermoma.training.heap import keep_freed_memory
-from altermoma.training.loader import TrainingSet, training_batches
+from altermoma.training.loader import TrainingSet, living_readers, training_batches
 from altermoma.training.masks import WeightMasks
 from altermoma.training.objective import Objective, detection_objective
 from altermoma.training.precision import tensor_cores
@@ -113,9 +113,10 @@ def train(  # noqa: PLR0913 - all but the first three are named where they are g
         run.recorded() as log,
         torch.random.fork_rng(devices=random_devices),
         tensor_cores(device, compute.precision),
+        living_readers(),
     ):
         steps = range(run.done, recipe.steps)
-        batches = training_batches(dataset, recipe, steps, run.ranks, compute.accumulate)
+        batches = training_batches(dataset, recipe, compute, steps, device)
         for parts in track(batches, "Training", total=len(steps)):
             figures = run.advance(parts)
             run.record(log, figures)
