@@ -32,6 +32,7 @@ class TensorCheck:
     Attributes:
         difference: largest absolute difference over the reference's largest magnitude.
         mean: mean absolute difference over the same.
+        finite: whether the output holds neither NaN nor infinity; if not, `difference` is infinite.
     """
 
     precision: str
@@ -40,10 +41,17 @@ class TensorCheck:
     difference: float
     mean: float
     allowed: float
+    finite: bool = True
 
     @property
     def passed(self) -> bool:
-        return self.difference <= self.allowed
+        return self.finite and self.difference <= self.allowed
+
+    def __str__(self) -> str:
+        told = f"{self.precision} {self.stage}.{self.tensor}"
+        if not self.finite:
+            return f"{told} holds NaN or infinity"
+        return f"{told}: off by {self.difference:.2e}, allowed {self.allowed:.0e}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +92,7 @@ class SelfCheck:
         Raises:
             EngineError: names every output and frame that left its tolerance.
         """
-        faults = [
-            f"{c.precision} {c.stage}.{c.tensor}: off by {c.difference:.2e}, allowed {c.allowed:.0e}"
-            for c in self.tensors
-            if not c.passed
-        ]
+        faults = [str(c) for c in self.tensors if not c.passed]
         faults += [f"{c.precision} frame: {c.matched} of {c.boxes} boxes found" for c in self.frames if not c.passed]
         if faults:
             raise EngineError(
@@ -151,15 +155,16 @@ def check_stage(precision: str, runner: StageRunner, reference: Reference, allow
     for name, (got, want) in align_proposals(wanted, outputs, allowed).items():
         scale = max(float(np.abs(want).max(initial=0.0)), 1e-12)
         off = np.abs(got - want) / scale
-        largest = float(off.max(initial=0.0))
+        finite = bool(np.isfinite(got).all())
         checks.append(
             TensorCheck(
                 precision=precision,
                 stage=record.name,
                 tensor=name,
-                difference=largest if np.isfinite(got).all() else float("inf"),
+                difference=float(off.max(initial=0.0)) if finite else float("inf"),
                 mean=float(off.mean()) if off.size else 0.0,
                 allowed=allowed,
+                finite=finite,
             )
         )
     return checks
@@ -178,7 +183,8 @@ def align_proposals(wanted: Arrays, got: Arrays, allowed: float) -> dict[str, Pa
     than such ties, all are compared in the order they come, so that the differences say how wrong they are.
     """
     pairs: dict[str, Pair] = {name: (_f64(got[name]), _f64(array)) for name, array in wanted.items()}
-    if HEAD.labels not in pairs or _close(pairs, allowed):
+    finite = all(np.isfinite(found).all() for found, _ in pairs.values())
+    if HEAD.labels not in pairs or not finite or _close(pairs, allowed):
         return pairs
     found = pair_proposals(wanted, got, HEAD)
     if not only_ties_lost(found.matched, found.above_cut, allowed):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from altermoma.deploy.benchmark import FRAME
+from altermoma.deploy.engine_report import HEADER, engine_cells
 from altermoma.deploy.manifest import STAGES
 from altermoma.report.paper import paper_table
 from altermoma.report.scenes import Scene
@@ -62,6 +63,8 @@ def render(summary: Summary, scene: Scene | None) -> str:
     environment.filters.update(fixed=_fixed, percent=_percent, signed=_signed, title_of=_title_of, verdict=_verdict)
     style = resources.files("altermoma.report").joinpath("templates/style.css").read_text(encoding="utf-8")
     return environment.get_template("report.html.j2").render(
+        engine_header=HEADER,
+        engines=[engine_cells(row) for row in summary.engines.built],
         summary=summary,
         scene=scene,
         paper=paper_table(),

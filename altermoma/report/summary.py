@@ -113,12 +113,16 @@ class Parity:
 
 @dataclass(frozen=True, kw_only=True)
 class Engines:
-    """What became of TensorRT engines: `status` is "built" or "not built here", `line` says why."""
+    """What became of TensorRT engines: `status` is "built" or "not built here", `line` says why.
+
+    `built` has what was asked for and what was found of each (`altermoma.deploy.engine_report.engine_rows`).
+    """
 
     status: str
     line: str
     command: str = ""
     target: str = ""
+    built: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +226,8 @@ def from_json(record: dict[str, Any], source: str = "summary") -> Summary:
         fields["variants"] = {name: _variant(value) for name, value in record["variants"].items()}
         fields["realised_share"] = RealisedShare(**record["realised_share"])
         fields["parity"] = {name: _parity(value) for name, value in record["parity"].items()}
-        fields["engines"] = Engines(**record["engines"])
+        engines = record["engines"]
+        fields["engines"] = Engines(**{**engines, "built": tuple(engines.get("built", ()))})
         fields["channels"] = tuple(LayerWidth(**value) for value in record["channels"])
         fields["notes"] = tuple(record["notes"])
         fields["sparsity"] = _sparsity(record.get("sparsity"))

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from altermoma.deploy.benchmark import FRAME
+from altermoma.deploy.engine_report import HEADER, engine_cells
 from altermoma.report.summary import Engines, Summary, Variant
 
 
@@ -23,10 +24,22 @@ def print_summary(summary: Summary, console: Console | None = None) -> None:
     console.print(f"{summary.seconds['total']:.0f} s, {summary.peak_memory_mib:.0f} MiB at most", highlight=False)
     for line in (_engine_line(summary.engines), *summary.notes):
         console.print(Text(line), soft_wrap=True)
+    if summary.engines.built:
+        console.print(engine_table(summary.engines))
 
 
 def _engine_line(engines: Engines) -> str:
     return f"{engines.line}; on the target: {engines.command}" if engines.command else engines.line
+
+
+def engine_table(engines: Engines) -> Table:
+    """What was asked of each engine beside what it is."""
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for name in HEADER:
+        table.add_column(name)
+    for row in engines.built:
+        table.add_row(*engine_cells(row))
+    return table
 
 
 def summary_table(summary: Summary) -> Table:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
 from altermoma.deploy.benchmark import BenchmarkResult, pipeline_variant, run_benchmark
 from altermoma.deploy.bundle import Bundle
+from altermoma.deploy.cross_check import cross_check, require_agreement
 from altermoma.deploy.engine_report import engine_table, require_sparse
-from altermoma.deploy.pipeline import Backend, Pipeline
+from altermoma.deploy.pipeline import Backend, Pipeline, open_stages
 from altermoma.deploy.self_check import check_bundle
 from altermoma.deploy.tensorrt_config import options_of
 from altermoma.deploy.tensorrt_engines import engines_here
@@ -78,4 +80,22 @@ def build_bundle(
     built = [record for record in bundle.manifest.engines.built if record.precision in precisions]
     require_sparse(built)
     check_bundle(bundle, "tensorrt").require()
-    return engine_table(built)
+    return "\n".join([engine_table(built), "", *(_against_onnxruntime(bundle, each) for each in precisions)])
+
+
+def _against_onnxruntime(bundle: Bundle, precision: str) -> str:
+    """One line on how far engines are from ONNX Runtime, where that is installed.
+
+    Raises:
+        EngineError: they differ by more than the tolerance.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        return f"{precision}: onnxruntime is not installed here; engines were held against the bundle's reference alone"
+    here, there = (open_stages(bundle, backend, precision, threads=1) for backend in ("tensorrt", "onnxruntime"))
+    checks = cross_check(precision, here, there, bundle.reference(), bundle.manifest.tolerances[precision])
+    require_agreement(checks)
+    worst = max(checks, key=lambda check: check.difference / check.allowed)
+    return (
+        f"{precision}: engines agree with the reference frame and, by {worst.judge}, with ONNX Runtime; the worst"
+        f" output is {worst.stage}.{worst.tensor}, off by {worst.difference:.1e} of {worst.allowed:.0e} allowed"
+    )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from altermoma.deploy.bundle import copy_bundle
+from altermoma.deploy.engine_report import engine_rows, require_sparse
 from altermoma.deploy.tensorrt_config import options_of
 from altermoma.deploy.tensorrt_engines import engines_here, why_not
 from altermoma.errors import EngineError
@@ -37,8 +38,10 @@ def build_engines(recipe: EngineRecipe, exported: Path, bundle: Path) -> dict[st
     copied = copy_bundle(exported, bundle)
     built = engines_here(copied, options_of(copied.manifest, recipe.precision), build=recipe.build)
     state = built.manifest.engines
+    require_sparse(state.built)
     return {
         "state": state.state,
         "reason": state.reason,
         "precisions": sorted({record.precision for record in state.built}),
+        "engines": engine_rows(state.built),
     }

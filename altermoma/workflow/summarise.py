@@ -154,7 +154,8 @@ def _engines(recipe: Recipe, record: dict[str, Any], bundle: str) -> Engines:
     target, precision = recipe.engine.target, recipe.engine.precision
     if record["state"] == "built":
         held = ", ".join(record["precisions"])
-        return Engines(status="built", line=f"engines: built here, TensorRT {held}", target=target)
+        built = tuple(record["engines"])
+        return Engines(status="built", line=f"engines: built here, TensorRT {held}", target=target, built=built)
     line = f"engines: not built here ({record['reason']}); the {precision} graphs were checked on ONNX Runtime"
     return Engines(status=record["state"], line=line, command=f"altermoma build {bundle}", target=target)
 

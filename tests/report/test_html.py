@@ -205,3 +205,27 @@ def test_packaged_paper_figures_are_those_of_the_source() -> None:
     assert packaged["dense"] == [published["dense"][c] for c in columns]
     for name, values in packaged["rows"].items():
         assert values == [published[name.replace(" %", "").replace(" ", "-")][c] for c in columns]
+
+
+def test_engines_show_what_was_asked_and_found() -> None:
+    built = {
+        "stage": "camera",
+        "precision": "fp16",
+        "sparsity": "2:4",
+        "layers": 40,
+        "found": {"fp16": 38, "fp32": 2},
+        "sparse_eligible": 12,
+        "sparse_picked": 7,
+        "dla_core": -1,
+        "dla_lacks": 0,
+        "stripped": False,
+        "megabytes": 9.25,
+        "tensorrt": "10.3.0",
+        "device": "Orin",
+    }
+    summary = make_summary()
+    engines = dataclasses.replace(summary.engines, status="built", built=(built,))
+    shown = render(dataclasses.replace(summary, engines=engines), None)
+    for text in ("2:4 eligible", "fp16 2:4", "fp16 38, fp32 2 of 40", "<td>12</td><td>7</td>", "9.2"):
+        assert text in shown
+    assert "2:4 eligible" not in render(summary, None)
