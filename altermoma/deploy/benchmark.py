@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from altermoma.deploy.bundle import library_versions
 from altermoma.deploy.pipeline import PARTS, Pipeline
 from altermoma.errors import RecipeError
 from altermoma.frames import Frame
@@ -26,6 +27,9 @@ Variant = Callable[[Frame], Mapping[str, float] | None]
 """Runs one frame; may give milliseconds by part. The whole call is timed as `frame`."""
 
 FRAME = "frame"
+PROCESSOR = "processor"
+"""Processor time of the whole process during a frame: what the host spends, whatever else the machine does."""
+
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0}
 _TASKS = "/proc/self/task"
 
@@ -55,9 +59,11 @@ class BenchmarkResult:
         }
 
     def to_markdown(self) -> str:
-        """One table per percentile group: parts as rows, variants as columns (p50 / p99)."""
+        """Parts as rows, variants as columns."""
         names = list(self.samples)
-        parts = [p for p in (*PARTS, FRAME) if any(p in self.samples[n] for n in names)]
+        seen = dict.fromkeys(part for name in names for part in self.samples[name])
+        parts = [p for p in PARTS if p in seen]
+        parts += [p for p in seen if p not in {*PARTS, FRAME, PROCESSOR}] + [FRAME, PROCESSOR]
         lines = ["| ms (p50 / p90 / p99 / max) | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
         for part in parts:
             cells = [_cell(self.samples[name].get(part)) for name in names]
@@ -178,17 +184,26 @@ def _pin(cpus: Mapping[int, set[int]]) -> None:
 
 
 def conditions(threads: int) -> dict[str, Any]:
-    """What the numbers depend on: processor, threads, load, clock where readable."""
-    record: dict[str, Any] = {"processor": _processor(), "cpus": os.cpu_count(), "threads": threads}
+    """What the numbers depend on: processor, threads, load, clock where readable, versions."""
+    record: dict[str, Any] = {
+        "processor": _cpuinfo("model name", "unknown"),
+        "cpus": os.cpu_count(),
+        "threads": threads,
+    }
+    clock = _cpuinfo("cpu MHz", "")
+    if clock:
+        record["clock_mhz"] = round(float(clock))
+    record["versions"] = library_versions(("altermoma", "numpy", "onnxruntime", "tensorrt", "torch"))
     if hasattr(os, "getloadavg"):
         record["load_1min"] = round(os.getloadavg()[0], 2)
     return record
 
 
 def _timed(variant: Variant, frame: Frame) -> dict[str, float]:
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     parts = variant(frame) or {}
-    return {**parts, FRAME: (time.perf_counter() - started) * 1e3}
+    whole, used = time.perf_counter() - started, time.process_time() - busy
+    return {**parts, FRAME: whole * 1e3, PROCESSOR: used * 1e3}
 
 
 def _append(samples: dict[str, list[float]], parts: Mapping[str, float]) -> None:
@@ -203,10 +218,11 @@ def _cell(ms: NDArray[np.float64] | None) -> str:
     return " / ".join(f"{values[key]:.1f}" for key in (*PERCENTILES, "max"))
 
 
-def _processor() -> str:
+def _cpuinfo(field: str, otherwise: str) -> str:
+    """Of the first processor."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as stream:
-            found = [line.partition(":")[2].strip() for line in stream if line.startswith("model name")]
+            found = [line.partition(":")[2].strip() for line in stream if line.startswith(field)]
     except OSError:
         found = []
-    return found[0] if found else "unknown"
+    return found[0] if found else otherwise

@@ -4,45 +4,122 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from altermoma.deploy.benchmark import BenchmarkResult, pipeline_variant, run_benchmark
+from altermoma.deploy.benchmark import Variant, pipeline_variant, run_benchmark
 from altermoma.deploy.bundle import Bundle
 from altermoma.deploy.cross_check import cross_check, require_agreement
 from altermoma.deploy.engine_report import engine_table, require_sparse
-from altermoma.deploy.pipeline import Backend, Pipeline, open_stages
+from altermoma.deploy.pipeline import Backend, Pipeline, Preparation, open_stages
 from altermoma.deploy.self_check import check_bundle
+from altermoma.deploy.telemetry import machine, sampled
 from altermoma.deploy.tensorrt_config import options_of
 from altermoma.deploy.tensorrt_engines import engines_here
 from altermoma.errors import RecipeError, UnsupportedError
 from altermoma.recipe import BuilderRecipe, Precision, Sparsity
 
 
+@dataclass(frozen=True, kw_only=True)
+class BenchPlan:
+    """How bundles are timed.
+
+    Attributes:
+        precision: that every bundle holds.
+        preparation: of frames on TensorRT, see `Pipeline.from_bundle`.
+        rounds, warmup: measured and unmeasured runs of the reference frame.
+        threads: CPU threads.
+    """
+
+    backend: Backend = "onnxruntime"
+    precision: str = "fp32"
+    preparation: Preparation = "auto"
+    rounds: int = 20
+    warmup: int = 3
+    threads: int = 1
+
+
 def bench_bundles(
-    folders: Sequence[Path], backend: Backend, precision: str, *, rounds: int, threads: int
-) -> BenchmarkResult:
+    folders: Sequence[Path],
+    plan: BenchPlan,
+    *,
+    others: Mapping[str, Variant] | None = None,
+    gflops: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
     """Times bundles frame by frame in turn, on the reference frame of the first.
+
+    Args:
+        folders: of the bundles; the first is what the others are held against.
+        plan: how.
+        others: variants beside the bundles, such as the torch model.
+        gflops: by variant, where the bundle does not tell.
+
+    Returns:
+        JSON-able, as `altermoma.report.latency.latency_markdown` takes it.
 
     Raises:
         UnsupportedError: fp16 on ONNX Runtime's CPU, where it is emulated and its latency means nothing.
+        RecipeError: two bundles of one name.
     """
-    if backend == "onnxruntime" and precision == "fp16":
+    if plan.backend == "onnxruntime" and plan.precision == "fp16":
         raise UnsupportedError(
             "fp16 is emulated by ONNX Runtime on the CPU: its latency means nothing",
             expected="fp32 on onnxruntime, or fp16 on tensorrt",
             remedy="run with --engine fp32, or on the target with --backend tensorrt",
         )
-    bundles = [Bundle.open(folder) for folder in folders]
-    variants = {
-        str(bundle.folder): pipeline_variant(
-            Pipeline.from_bundle(bundle, backend, precision=precision, threads=threads)
+    bundles = {name: Bundle.open(folder) for name, folder in zip(bundle_names(folders), folders, strict=True)}
+    told = {name: found for name, bundle in bundles.items() if (found := bundle_gflops(bundle))}
+    pipelines = {
+        name: Pipeline.from_bundle(
+            bundle, plan.backend, precision=plan.precision, threads=plan.threads, preparation=plan.preparation
         )
-        for bundle in bundles
+        for name, bundle in bundles.items()
     }
-    return run_benchmark(
-        variants, [bundles[0].reference().frame(bundles[0].manifest.name)], rounds=rounds, warmup=2, threads=threads
-    )
+    variants: dict[str, Variant] = {name: pipeline_variant(pipeline) for name, pipeline in pipelines.items()}
+    first = next(iter(bundles))
+    frame = bundles[first].reference().frame(first)
+    gpu: dict[str, Any] = {}
+    with sampled(gpu):
+        result = run_benchmark(
+            variants | dict(others or {}), [frame], rounds=plan.rounds, warmup=plan.warmup, threads=plan.threads
+        )
+    prepared = {name: p.device.feed.preparation for name, p in pipelines.items() if p.device is not None}
+    return result.to_dict() | {
+        "plan": dataclasses.asdict(plan),
+        "dense": first,
+        "gflops": told | dict(gflops or {}),
+        "gpu": gpu,
+        "machine": machine(),
+        "markdown": result.to_markdown(),
+        "points": len(frame.points_p5),
+        "prepared": prepared,
+    }
+
+
+def bundle_names(folders: Sequence[Path]) -> list[str]:
+    """Short names that tell bundles apart.
+
+    Raises:
+        RecipeError: two folders of one name.
+    """
+    resolved = [folder.resolve() for folder in folders]
+    names = [path.name for path in resolved]
+    if len({*names}) < len(names):
+        names = [f"{path.parent.name}/{path.name}" for path in resolved]
+    if len({*names}) < len(names):
+        raise RecipeError(f"bundle folders {', '.join(map(str, folders))}", expected="each once")
+    return names
+
+
+def bundle_gflops(bundle: Bundle) -> float | None:
+    """What the bundle's record says of its model, None where it says nothing."""
+    metrics = bundle.manifest.metrics
+    if "total" in metrics.get("flops", {}):
+        return float(metrics["flops"]["total"]) / 1e9
+    found = next((metrics[key]["gflops"] for key in ("pruned", "dense") if "gflops" in metrics.get(key, {})), None)
+    return None if found is None else float(found)
 
 
 def build_bundle(

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from altermoma.deploy.benchmark import FRAME
+from altermoma.deploy.benchmark import FRAME, PROCESSOR
 from altermoma.errors import ExportError
 from altermoma.recipe import ParityRecipe, Recipe
 from altermoma.report.summary import (
@@ -125,6 +125,7 @@ def _latencies(bench: dict[str, Any]) -> dict[str, dict[str, Percentiles]]:
         name: {
             part: Percentiles(p50=times["p50"], p90=times["p90"], p99=times["p99"])
             for part, times in found["latency_ms"].items()
+            if part != PROCESSOR
         }
         for name, found in bench["variants"].items()
     }

@@ -45,7 +45,7 @@ def test_variants_are_interleaved_and_warmup_is_not_counted() -> None:
     assert {calls[3 * turn][0] for turn in range(8)} == {"a", "b", "c"}, "the first place rotates"
     assert len(result.samples["a"]["frame"]) == 6
     np.testing.assert_array_equal(result.samples["a"]["camera"], 2.0)
-    assert set(result.samples["b"]) == {"frame"}
+    assert set(result.samples["b"]) == {"frame", "processor"}
 
 
 def test_frame_time_is_wall_clock() -> None:
@@ -61,12 +61,14 @@ def test_pipeline_variant_reports_every_part(bundle: Bundle) -> None:
     result = run_benchmark(variants, [frame(0), frame(1)], rounds=2)
     record = json.loads(json.dumps(result.to_dict()))
     parts = record["variants"]["fp32"]["latency_ms"]
-    assert set(parts) == {*PARTS, "frame"}
+    assert set(parts) == {*PARTS, "frame", "processor"}
     assert sum(parts[p]["mean"] for p in PARTS) <= parts["frame"]["mean"]
     assert record["conditions"]["threads"] == 1
     table = result.to_markdown()
     assert table.splitlines()[0] == "| ms (p50 / p90 / p99 / max) | fp32 | fp16 |"
-    assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == [f"| {p}" for p in (*PARTS, "frame")]
+    assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == [
+        f"| {p}" for p in (*PARTS, "frame", "processor")
+    ]
 
 
 def test_percentiles() -> None:
