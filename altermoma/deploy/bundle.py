@@ -22,6 +22,7 @@ from typing import Any
 
 from altermoma.deploy import vendor_feed
 from altermoma.deploy.manifest import (
+    BUILD_COMMAND,
     AxisRange,
     EngineRecord,
     EngineState,
@@ -90,7 +91,7 @@ class Bundle:
 
     @classmethod
     def open(cls, folder: Path) -> Bundle:
-        """Reads and checks a bundle.
+        """Reads and checks a bundle. One whose plans were deleted is one whose engines are not built yet.
 
         Raises:
             BundleError: no bundle, a newer schema, or any file missing, extra, truncated or altered; all are named.
@@ -108,7 +109,7 @@ class Bundle:
             raise BundleError(f"{path} is not UTF-8 text: {error}", remedy="copy the bundle again") from error
         manifest = from_text(text, str(path))
         _check_files(folder, manifest)
-        return cls(folder=folder, manifest=manifest)
+        return cls(folder=folder, manifest=_without_lost_plans(folder, manifest))
 
     def stages(self, precision: str) -> dict[str, StageRecord]:
         """Stage records of one precision.
@@ -291,12 +292,27 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
         )
 
 
+def _without_lost_plans(folder: Path, manifest: Manifest) -> Manifest:
+    """Plans can be built again: where some are gone, the bundle says so and what to do, and is otherwise whole."""
+    lost = [record for record in manifest.engines.built if not (folder / record.file).is_file()]
+    if not lost:
+        return manifest
+    engines = EngineState(
+        reason=f"built before and gone since: {', '.join(record.file for record in lost)}",
+        command=BUILD_COMMAND,
+        built=tuple(record for record in manifest.engines.built if record not in lost),
+    )
+    return dataclasses.replace(manifest, engines=engines)
+
+
 def _engine_faults(folder: Path, manifest: Manifest) -> list[str]:
     faults = []
     for record in manifest.engines.built:
         path = folder / record.file
-        if Path(record.file).parent != Path(ENGINES_FOLDER) or not path.is_file():
+        if Path(record.file).parent != Path(ENGINES_FOLDER):
             faults.append(f"missing: {record.file}")
+        elif not path.is_file():
+            continue
         elif path.stat().st_size != record.size or sha256_of(path) != record.sha256:
             faults.append(f"altered: {record.file}")
     return faults

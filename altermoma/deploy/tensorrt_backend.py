@@ -37,7 +37,8 @@ def load_engines(bundle: Bundle, precision: str, only: Collection[str] | None = 
     missing = [name for name in wanted if name not in found]
     if missing:
         raise EngineError(
-            f"bundle {bundle.folder} holds no {precision} engine of stage {', '.join(missing)}",
+            f"bundle {bundle.folder} holds no {precision} engine of stage {', '.join(missing)}"
+            + (f"; {bundle.manifest.engines.reason}" if bundle.manifest.engines.reason else ""),
             expected="engines built on this machine",
             remedy=f"run {BUILD_COMMAND}",
         )

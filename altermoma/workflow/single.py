@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,9 @@ MODEL_FILE = "model.safetensors"
 UNFINISHED = "unfinished"
 """Folder of the cache that holds the work of killed commands until they are run again."""
 
+ABANDONED_DAYS = 30
+"""After so many days nobody runs them again."""
+
 
 @contextlib.contextmanager
 def unfinished(
@@ -55,6 +59,7 @@ def unfinished(
     step = Step(name=name, title=title, inputs=inputs, needs=(), run=lambda folder, _: run(folder))
     code = code_version()
     place = cache_folder() / UNFINISHED / f"{name}-{content_key(step_keys([step], code))}"
+    _forget_abandoned(place.parent)
     with contextlib.ExitStack() as stack:
         check_writable(place / name)
         if not lock(place, stack):
@@ -66,6 +71,17 @@ def unfinished(
         result = run_steps([step], place, code)[name]
         yield place / name, result.record
         shutil.rmtree(place, ignore_errors=True)
+
+
+def _forget_abandoned(folder: Path) -> None:
+    """Removes work that nobody took up again, and that no process is in."""
+    oldest = time.time() - ABANDONED_DAYS * 86400
+    for place in folder.glob("*/"):
+        # Whatever is written in it is written by a step, into the folder or one below.
+        used = max((entry.stat().st_mtime for entry in (place, *place.rglob("*"))), default=0.0)
+        with contextlib.ExitStack() as stack:
+            if used < oldest and lock(place, stack):
+                shutil.rmtree(place, ignore_errors=True)
 
 
 def train_model(recipe: Recipe, folder: Path, *, from_scratch: bool = False) -> Path:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +58,48 @@ def test_workers_end_with_their_parent() -> None:
     launch = f"subprocess.Popen([sys.executable, '-c', {worker!r}, str(os.getpid())])"
     parent = f"import os, subprocess, sys; {launch}; os._exit(0)"
     subprocess.run([sys.executable, "-c", parent], stdout=subprocess.PIPE, timeout=50, check=True)
+
+
+def test_a_killed_writer_goes_on_by_scene(tmp_path: Path) -> None:
+    names = ["scene-0061", "scene-0103"]
+    code = (
+        "import sys; from altermoma.data.synth import write_world; "
+        f"write_world(sys.argv[1], names={names!r}, keyframes=1, jobs=1)"
+    )
+    root, draft = tmp_path / "cut", tmp_path / ".cut.unfinished"
+    first = draft / "scenes" / f"{names[0]}.json"
+    with subprocess.Popen([sys.executable, "-c", code, str(root)]) as process:
+        while not first.is_file():
+            assert process.poll() is None
+            time.sleep(0.002)
+        process.kill()
+    assert not root.exists()
+    stamps = {p: p.stat().st_mtime_ns for p in (draft / "world").rglob(f"*{names[0]}*")}
+    assert stamps
+    assert _digest(write_world(root, names=names, keyframes=1, jobs=1)) == _digest(
+        write_world(tmp_path / "whole", names=names, keyframes=1, jobs=1)
+    )
+    assert {root / p.relative_to(draft / "world"): stamp for p, stamp in stamps.items()} == {
+        p: p.stat().st_mtime_ns for p in root.rglob(f"*{names[0]}*")
+    }
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cut", "whole"]
+
+
+def test_the_rest_of_another_world_is_not_taken_over(tmp_path: Path) -> None:
+    draft = tmp_path / ".new.unfinished"
+    (draft / "scenes").mkdir(parents=True)
+    (draft / "scenes" / "scene-0061.json").write_text("{}")
+    (draft / "key").write_text("another")
+    root = write_world(tmp_path / "new", names=["scene-0061"], keyframes=1, jobs=1)
+    assert len(list(root.rglob("*scene-0061*"))) > 5
+
+
+def test_two_writers_of_one_world(tmp_path: Path) -> None:
+    (tmp_path / ".new.unfinished").mkdir()
+    with (tmp_path / ".new.unfinished" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(StorageError, match="another process"):
+            write_world(tmp_path / "new", names=["scene-0061"], keyframes=1, jobs=1)
 
 
 def test_cache(tmp_path: Path) -> None:

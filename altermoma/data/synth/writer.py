@@ -1,4 +1,4 @@
-"""Writes a whole synthetic world: one process per scene, then the merged tables."""
+"""Writes a whole synthetic world: one process per scene, then the merged tables. A killed writer goes on by scene."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,12 +19,15 @@ from altermoma.data.synth.scene import VERSION, SceneWriter
 from altermoma.data.synth.splits import MINI_VAL, scene_names
 from altermoma.data.synth.tables import Record
 from altermoma.data.synth.world import SceneWorld
-from altermoma.errors import DataError
+from altermoma.errors import DataError, StorageError
 from altermoma.progress import say, track
-from altermoma.storage import atomic_path, cache_folder, content_key, storage_errors
+from altermoma.storage import cache_folder, content_key, read_json, storage_errors, write_text
 
 GENERATOR = 1
 """Raised with every change of what is written, so that caches are not mixed."""
+
+WORLD, SCENES = "world", "scenes"
+"""Folders of an unfinished world: the data set as far as it is, and the records of its whole scenes."""
 
 
 def write_world(
@@ -49,12 +52,14 @@ def write_world(
         keyframes: per scene, 0.5 s apart.
         names: scene names instead of the first `scenes`.
 
+    A writer that was killed leaves its scenes in a hidden folder beside `root`; the same call takes them over.
+
     Returns:
         The root.
 
     Raises:
         DataError: the folder holds something, or a number makes no sense.
-        StorageError: it cannot be written.
+        StorageError: it cannot be written, or another process is writing it.
     """
     root = Path(root)
     if root.exists() and not (root.is_dir() and not any(root.iterdir())):
@@ -75,9 +80,45 @@ def write_world(
         ) from error
     if len(set(chosen)) < len(chosen):
         raise DataError("a scene is named twice", expected="distinct names")
-    with atomic_path(root) as folder:
-        _write(folder, chosen, seed, keyframes, jobs)
+    with _draft(root, {"generator": GENERATOR, "seed": seed, "keyframes": keyframes, "scenes": chosen}) as draft:
+        _write(draft, chosen, seed, keyframes, jobs)
+        (draft / WORLD).replace(root)
     return root
+
+
+@contextlib.contextmanager
+def _draft(root: Path, key: dict[str, object]) -> Iterator[Path]:
+    """The folder that this world is written in, with what a killed writer of the same world left there."""
+    draft = unfinished_of(root)
+    with storage_errors(root):
+        draft.mkdir(parents=True, exist_ok=True)
+        lock = (draft / ".lock").open("w")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StorageError(
+                f"another process writes {root}",
+                expected="one at a time",
+                remedy="wait for it, or choose another place",
+            ) from error
+        marker, found = draft / "key", content_key(key)
+        if not marker.is_file() or marker.read_text() != found:
+            for rest in (WORLD, SCENES):
+                shutil.rmtree(draft / rest, ignore_errors=True)
+            write_text(marker, found)
+        try:
+            with storage_errors(root):
+                yield draft
+        except StorageError:
+            shutil.rmtree(draft, ignore_errors=True)  # a full disk is not to be kept full
+            raise
+    shutil.rmtree(draft, ignore_errors=True)
+
+
+def unfinished_of(root: Path) -> Path:
+    """Where a world is while it is written."""
+    return root.parent / f".{root.name}.unfinished"
 
 
 def cached_world(
@@ -104,7 +145,7 @@ def cached_world(
             return root
         with storage_errors(folder):
             for rest in (root, *folder.glob(f".{root.name}.*")):  # of processes that were killed
-                if rest.is_dir():
+                if rest.is_dir() and rest != unfinished_of(root):
                     shutil.rmtree(rest)
         return write_world(root, scenes=scenes, seed=seed, keyframes=keyframes, jobs=jobs)
 
@@ -128,16 +169,21 @@ def _alone(lock: Path) -> Iterator[None]:
         yield
 
 
-def _write(folder: Path, names: tuple[str, ...], seed: int, keyframes: int, jobs: int) -> None:
+def _write(draft: Path, names: tuple[str, ...], seed: int, keyframes: int, jobs: int) -> None:
+    folder = draft / WORLD
     for mount in SENSORS:
-        (folder / "samples" / mount.channel).mkdir(parents=True)
+        (folder / "samples" / mount.channel).mkdir(parents=True, exist_ok=True)
     for name in ("sweeps/LIDAR_TOP", "maps", VERSION):
-        (folder / name).mkdir(parents=True)
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    work = [(draft, seed, name, keyframes) for name in names if not _records_of(draft, name).is_file()]
+    if len(work) < len(names):
+        say(f"continuing a world of which {len(names) - len(work)} of {len(names)} scenes are there")
+    for _ in track(_run(work, jobs), "Writing the synthetic world", total=len(work)):
+        pass
     merged: dict[str, list[Record]] = {name: [] for name in tables.TABLES}
     merged.update(tables.fixed_tables())
-    work = [(folder, seed, name, keyframes) for name in names]
-    for records in track(_run(work, jobs), "Writing the synthetic world", total=len(work)):
-        for table, rows in records.items():
+    for name in names:
+        for table, rows in read_json(_records_of(draft, name)).items():
             merged[table] += rows
     for table, rows in merged.items():
         (folder / VERSION / f"{table}.json").write_text(tables.to_json(rows))
@@ -148,12 +194,17 @@ def _write(folder: Path, names: tuple[str, ...], seed: int, keyframes: int, jobs
     (folder / VERSION / "splits.json").write_text(tables.to_json(splits))
 
 
+def _records_of(draft: Path, name: str) -> Path:
+    """The records of a scene whose files are all written."""
+    return draft / SCENES / f"{name}.json"
+
+
 _Work = tuple[Path, int, str, int]
 
 
-def _run(work: list[_Work], jobs: int) -> Iterator[dict[str, list[Record]]]:
-    """Results in the order of the work."""
-    if min(jobs, len(work)) == 1:
+def _run(work: list[_Work], jobs: int) -> Iterator[None]:
+    """One item for each scene that is done."""
+    if min(jobs, len(work)) <= 1:
         yield from map(_write_scene, work)
         return
     # Spawned, not forked: the caller may hold threads (a progress bar, a training loop's prefetcher).
@@ -161,8 +212,7 @@ def _run(work: list[_Work], jobs: int) -> Iterator[dict[str, list[Record]]]:
     with ProcessPoolExecutor(
         pool_size, mp_context=get_context("spawn"), initializer=_die_with, initargs=(os.getpid(),)
     ) as pool:
-        results: Iterable[dict[str, list[Record]]] = pool.map(_write_scene, work)
-        yield from results
+        yield from pool.map(_write_scene, work)
 
 
 def _die_with(parent: int) -> None:
@@ -176,6 +226,7 @@ def _die_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _write_scene(work: _Work) -> dict[str, list[Record]]:
-    folder, seed, name, keyframes = work
-    return SceneWriter(folder, SceneWorld(seed, name, keyframes)).write()
+def _write_scene(work: _Work) -> None:
+    draft, seed, name, keyframes = work
+    records = SceneWriter(draft / WORLD, SceneWorld(seed, name, keyframes)).write()
+    write_text(_records_of(draft, name), tables.to_json(records))

@@ -1,0 +1,55 @@
+"""What killed commands left in the cache: kept for the next one, and not for ever."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from altermoma.workflow.runs import lock
+from altermoma.workflow.single import ABANDONED_DAYS, UNFINISHED, unfinished
+
+DAY = 86400
+
+
+def left_behind(cache: Path, name: str, days: float) -> Path:
+    """Work of a killed command, untouched for so many days."""
+    place = cache / UNFINISHED / name
+    (place / "prune" / "scores").mkdir(parents=True)
+    (place / ".lock").write_text("")
+    (place / "prune" / "started.json").write_text("{}")
+    age(place, days)
+    return place
+
+
+def age(place: Path, days: float) -> None:
+    then = time.time() - days * DAY
+    for path in (*place.rglob("*"), place):
+        os.utime(path, (then, then))
+
+
+def test_old_work_is_removed_and_young_work_and_work_in_use_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALTERMOMA_CACHE", str(tmp_path))
+    old, young = left_behind(tmp_path, "prune-old", ABANDONED_DAYS + 1), left_behind(tmp_path, "prune-young", 3)
+    used = left_behind(tmp_path, "prune-used", ABANDONED_DAYS + 1)
+    touched = left_behind(tmp_path, "prune-touched", ABANDONED_DAYS + 1)
+    (touched / "prune" / "more").write_text("")
+    with contextlib.ExitStack() as stack:
+        assert lock(used, stack)
+        age(used, ABANDONED_DAYS + 1)
+        with unfinished("eval", "Evaluation", {}, lambda folder: {"found": 1}) as (_, record):
+            assert record == {"found": 1}
+    assert not old.exists()
+    assert young.is_dir()
+    assert used.is_dir()
+    assert touched.is_dir()
+    assert sorted(path.name for path in (tmp_path / UNFINISHED).iterdir()) == [
+        "prune-touched",
+        "prune-used",
+        "prune-young",
+    ]
