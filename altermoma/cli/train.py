@@ -33,6 +33,13 @@ def train(  # noqa: PLR0913 - one parameter per option
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="Start with random weights instead of a checkpoint.")
     ] = False,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Dense weights that the checkpoint was pruned from: the model is held against their maps too.",
+        ),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Optimiser steps, instead of the recipe's [finetune] steps.")
     ] = None,
@@ -51,6 +58,12 @@ def train(  # noqa: PLR0913 - one parameter per option
             expected="random weights, or those of a file",
             remedy="leave one of them out; the recipe's `model` says what is trained from scratch",
         )
+    if from_scratch and teacher is not None:
+        raise RecipeError(
+            "--teacher together with --from-scratch",
+            expected="a teacher of a pruned checkpoint",
+            remedy="name the pruned weights with --checkpoint",
+        )
     chosen = load_recipe(recipe, data=data, checkpoint=checkpoint, mmdet3d_config=mmdet3d_config, device=device)
     training = chosen.finetune
     training = dataclasses.replace(
@@ -61,6 +74,6 @@ def train(  # noqa: PLR0913 - one parameter per option
     chosen = dataclasses.replace(chosen, finetune=training)
     from altermoma.workflow.single import train_model
 
-    file = train_model(chosen, out, from_scratch=from_scratch)
+    file = train_model(chosen, out, from_scratch=from_scratch, teacher=teacher)
     if first_process():
         print(file)

@@ -6,8 +6,9 @@ and step count is enough to go on as if nothing had happened.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,6 @@ import torch
 from torch import Tensor
 
 from altermoma.errors import DataError, RecipeError
-from altermoma.models.devices import device_of
 from altermoma.models.fusion import FusionModel
 from altermoma.progress import track
 from altermoma.recipe import ComputeRecipe, TrainRecipe
@@ -107,25 +107,31 @@ def train(  # noqa: PLR0913 - all but the first three are named where they are g
     )
     run = Run(model, dataset, asked, folder)
     resumed_from = run.done
-    device = device_of(model)
-    random_devices = [device] if device.type == "cuda" else []
-    with (
-        run.recorded() as log,
-        torch.random.fork_rng(devices=random_devices),
-        tensor_cores(device, compute.precision),
-        living_readers(),
-    ):
-        steps = range(run.done, recipe.steps)
-        batches = training_batches(dataset, recipe, compute, steps, device)
-        for parts in track(batches, "Training", total=len(steps)):
-            figures = run.advance(parts)
-            run.record(log, figures)
+    with contextlib.closing(_steps(run, dataset)) as steps:
+        for figures in steps:
             if on_step is not None:
                 on_step(StepReport(step=run.done, steps=recipe.steps, figures=figures, weights=run.weights))
     model.load_state_dict(run.weights())
     model.eval()
     seconds = time.monotonic() - started
     return TrainResult(model=model, steps=recipe.steps, resumed_from=resumed_from, seconds=seconds, log=run.log)
+
+
+def _steps(run: Run, dataset: TrainingSet) -> Generator[dict[str, float], None, None]:
+    """Does what is left of a run, step by step; yields the figures of each."""
+    recipe, compute, device = run.recipe, run.asked.compute, run.device
+    with (
+        run.recorded() as log,
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        tensor_cores(device, compute.precision),
+        living_readers(),
+    ):
+        left = range(run.done, recipe.steps)
+        batches = training_batches(dataset, recipe, compute, left, device)
+        for parts in track(batches, "Training", total=len(left)):
+            figures = run.advance(parts)
+            run.record(log, figures)
+            yield figures
 
 
 def _check(recipe: TrainRecipe, dataset: TrainingSet) -> None:

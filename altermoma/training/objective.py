@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -25,17 +26,26 @@ Objective = Callable[[FusionModel, Sequence[Sample]], LossTerms]
 """Loss of some frames. Where processes share a batch, the losses of all of them are added up (`models.ranks`)."""
 
 
-def detection_objective(recipe: TrainRecipe, teacher: Teacher | None = None) -> Objective:
-    """The loss of boxes and map on the model's device, in float32 whatever precision the networks compute in."""
-    costs = MatchCosts(radius=recipe.match_radius)
+@dataclass(frozen=True, kw_only=True)
+class DetectionObjective:
+    """The loss of boxes and map on the model's device, in float32 whatever precision the networks compute in.
 
-    def objective(model: FusionModel, samples: Sequence[Sample]) -> LossTerms:
-        geometry, ranks = model.config.geometry, Ranks.here()
+    Attributes:
+        recipe: weights of the terms, matching, and the branch that is masked.
+        teacher: None without distillation.
+    """
+
+    recipe: TrainRecipe
+    teacher: Teacher | None = None
+
+    def __call__(self, model: FusionModel, samples: Sequence[Sample]) -> LossTerms:
+        recipe, geometry, ranks = self.recipe, model.config.geometry, Ranks.here()
         batch = joined(samples, geometry).to(device_of(model))
         truths = [sample.truth for sample in samples]
         with captured_depth_logits(model) as logits, captured_maps(model) as maps:
             outputs = _widened(model(batch, masked=recipe.masked))
         with full_precision(outputs.heatmap):
+            costs = MatchCosts(radius=recipe.match_radius)
             terms = detection_loss(outputs, truths, geometry, costs=costs, ranks=ranks)
             ground = map_term(outputs, batch, ranks)
             if ground is not None:
@@ -43,11 +53,14 @@ def detection_objective(recipe: TrainRecipe, teacher: Teacher | None = None) -> 
             if logits and recipe.depth_weight > 0:
                 depth = depth_loss(widened(logits[0]), batch["depth"], geometry, ranks)
                 terms = terms.plus(depth=recipe.depth_weight * depth)
-        if teacher is not None and recipe.distill_weight > 0:
-            terms = terms.plus(teacher=recipe.distill_weight * teacher.loss(batch, maps, ranks))
+        if self.teacher is not None and recipe.distill_weight > 0:
+            terms = terms.plus(teacher=recipe.distill_weight * self.teacher.loss(batch, maps, ranks))
         return terms
 
-    return objective
+
+def detection_objective(recipe: TrainRecipe, teacher: Teacher | None = None) -> DetectionObjective:
+    """The objective of a fusion model, with a teacher if there is one."""
+    return DetectionObjective(recipe=recipe, teacher=teacher)
 
 
 def _widened(outputs: HeadOutputs) -> HeadOutputs:

@@ -27,7 +27,7 @@ from altermoma.training.figures import combined
 from altermoma.training.loader import TrainingSet
 from altermoma.training.log import LOG_FILE, append, open_log
 from altermoma.training.masks import WeightMasks
-from altermoma.training.objective import Objective
+from altermoma.training.objective import DetectionObjective, Objective
 from altermoma.training.precision import LossScale, mixed
 from altermoma.training.schedule import apply_schedule, build_optimiser
 from altermoma.training.state import STATE_FILE, AveragedWeights, TrainingState, weights_digest
@@ -54,6 +54,8 @@ class Asked:
         }
         if self.masks.gone:
             identity["masks"] = weights_digest(self.masks.gone)
+        if isinstance(self.objective, DetectionObjective) and self.objective.teacher is not None:
+            identity["teacher"] = weights_digest(self.objective.teacher.model.state_dict())
         if self.compute.precision != "fp32":
             identity["precision"] = self.compute.precision
         if self.compute.accumulate > 1:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from altermoma.errors import CheckpointError
 from altermoma.progress import say
 from altermoma.workflow.place import Workplace
 from altermoma.workflow.rounds import round_training
@@ -71,8 +72,17 @@ def _scores(place: Workplace, model: FusionModel, reference: FrameBatch, folder:
     return found.scores
 
 
-def teacher_of(place: Workplace, pruned: Path) -> Teacher:
-    """The dense model as the teacher of a pruned one, channel by channel."""
+def teacher_of(place: Workplace, pruned: Path, dense_weights: Path | None = None) -> Teacher:
+    """The dense model as the teacher of a pruned one, channel by channel.
+
+    Args:
+        place: gives the dense model, unless `dense_weights` is given.
+        pruned: what `prune_model` wrote.
+        dense_weights: checkpoint of the model that it was pruned from.
+
+    Raises:
+        CheckpointError: `pruned` does not say which channels it kept, or kept them of another model.
+    """
     import torch
 
     from altermoma.checkpoints.io import load_checkpoint
@@ -81,7 +91,14 @@ def teacher_of(place: Workplace, pruned: Path) -> Teacher:
     from altermoma.pruning.two_four_permute import check_orders, permuted_entries
     from altermoma.training.distill import Teacher
 
-    dense, student, metadata = place.dense_model(), place.model(pruned), load_checkpoint(pruned)[1]
+    dense = place.dense_model() if dense_weights is None else place.model(dense_weights)
+    student, metadata = place.model(pruned), load_checkpoint(pruned)[1]
+    if "kept" not in metadata:
+        raise CheckpointError(
+            f"{pruned} does not say which channels of a teacher it has",
+            expected="weights as `altermoma prune` wrote them",
+            remedy="train the pruned file itself with --teacher, or leave --teacher out",
+        )
     groups, fewer = fusion_groups(dense), fusion_groups(student)
     keep = {name: torch.tensor(channels) for name, channels in metadata["kept"].items()}
     orders = {name: torch.tensor(order) for name, order in metadata.get(SPARSITY, {}).get("orders", {}).items()}

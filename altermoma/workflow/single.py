@@ -19,7 +19,7 @@ from altermoma.storage import cache_folder, check_writable, content_key, sha256_
 from altermoma.workflow import accuracy
 from altermoma.workflow.accuracy import DETECTIONS_FILE
 from altermoma.workflow.calibrate import calibration_inputs
-from altermoma.workflow.compress import PRUNED_FILE, prune_model
+from altermoma.workflow.compress import PRUNED_FILE, prune_model, teacher_of
 from altermoma.workflow.keys import code_version
 from altermoma.workflow.place import Workplace
 from altermoma.workflow.plan import data_inputs, model_inputs, precisions_of
@@ -84,14 +84,15 @@ def _forget_abandoned(folder: Path) -> None:
                 shutil.rmtree(place, ignore_errors=True)
 
 
-def train_model(recipe: Recipe, folder: Path, *, from_scratch: bool = False) -> Path:
+def train_model(recipe: Recipe, folder: Path, *, from_scratch: bool = False, teacher: Path | None = None) -> Path:
     """Trains with the recipe's [finetune]; returns the weights written to the folder. A 2:4 checkpoint stays 2:4.
 
-    In processes that torchrun started, each takes its share of every batch, and the first of them writes.
+    In processes that torchrun started, each takes its share of every batch, and the first of them writes. With a
+    `teacher`, the dense weights that the checkpoint was pruned from, the model is held against it.
     """
     from altermoma.checkpoints.io import describe, save_checkpoint
     from altermoma.models.ranks import process_group
-    from altermoma.training.loop import train
+    from altermoma.training.loop import detection_objective, train
 
     check_writable(folder / MODEL_FILE)
     place = Workplace(recipe)
@@ -99,8 +100,12 @@ def train_model(recipe: Recipe, folder: Path, *, from_scratch: bool = False) -> 
         with busy("Opening data and model"):
             model = _seeded(place) if from_scratch else place.dense_model()
             masks, sparsity = ({}, {}) if from_scratch else masks_of(place.checkpoint)
+            shown = None if teacher is None else teacher_of(place, place.checkpoint, teacher)
             frames = place.train
-        result = train(model, frames, recipe.finetune, folder=folder, masks=masks, compute=recipe.compute)
+        objective = detection_objective(recipe.finetune, shown)
+        result = train(
+            model, frames, recipe.finetune, folder=folder, objective=objective, masks=masks, compute=recipe.compute
+        )
         if ranks.first:
             metadata = describe(result.model, recipe.model) | {"recipe": recipe.to_dict()} | sparsity
             save_checkpoint(folder / MODEL_FILE, result.model.state_dict(), metadata)

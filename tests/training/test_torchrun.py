@@ -79,3 +79,11 @@ def test_other_commands_work_in_one_process(tmp_path: Path) -> None:
     found = subprocess.run(words, cwd=tmp_path, env=environment, text=True, capture_output=True, check=False)
     assert found.returncode == 2
     assert "2 processes of a command that works in one" in found.stderr
+
+
+def test_a_teacher_needs_a_pruned_student(tiny_nuscenes: Path, tmp_path: Path) -> None:
+    weights = REPO / "altermoma" / "checkpoints" / "weights" / "bevfusion-tiny.safetensors"
+    words = ["train", "--data", str(tiny_nuscenes), "--out", "run", "--device", "cpu", "--teacher", str(weights)]
+    found = launched(tmp_path, [sys.executable, "-m", "altermoma.cli.app", *words])
+    assert found.returncode == 1
+    assert "does not say which channels" in found.stderr

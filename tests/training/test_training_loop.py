@@ -141,6 +141,18 @@ def test_the_caller_s_random_state_is_untouched(tmp_path: Path) -> None:
     assert torch.equal(torch.rand(2), expected)
 
 
+def test_nor_is_it_when_a_run_is_interrupted(tmp_path: Path) -> None:
+    def kill(_: StepReport) -> None:
+        raise KilledError
+
+    torch.manual_seed(1)
+    expected = torch.rand(2)
+    torch.manual_seed(1)
+    with pytest.raises(KilledError):
+        run(tmp_path, on_step=kill)
+    assert torch.equal(torch.rand(2), expected)
+
+
 def test_another_run_s_state_is_refused(tmp_path: Path) -> None:
     run(tmp_path)
     with pytest.raises(CheckpointError, match="another run"):

@@ -258,3 +258,12 @@ def test_a_distilled_model_trains_in_half_precision(tmp_path: Path) -> None:
     assert isinstance(result.model, FusionModel)
     assert not result.model.get_parameter(name)[~stays].any()
     assert all(line["teacher"] > 0 for line in read_log(result.log))
+    with pytest.raises(CheckpointError, match="another run"):
+        train(
+            preset(),
+            Frames(),
+            recipe,
+            folder=tmp_path,
+            masks={name: stays},
+            compute=ComputeRecipe(precision="bf16", accumulate=2),
+        )

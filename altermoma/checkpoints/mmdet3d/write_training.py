@@ -54,18 +54,7 @@ def training_tables(geometry: Geometry, sweeps: int) -> dict[str, Any]:
             "optimizer": {"type": "AdamW", "lr": 2e-4, "weight_decay": 0.01},
             "clip_grad": {"max_norm": 35, "norm_type": 2},
         },
-        "param_scheduler": [
-            {"type": "LinearLR", "start_factor": 0.33333333, "by_epoch": False, "begin": 0, "end": 500},
-            {
-                "type": "CosineAnnealingLR",
-                "begin": 0,
-                "T_max": 6,
-                "end": 6,
-                "by_epoch": True,
-                "eta_min_ratio": 1e-4,
-                "convert_to_iter_based": True,
-            },
-        ],
+        "param_scheduler": _rates(),
         "auto_scale_lr": {"enable": False, "base_batch_size": 32},
         "default_hooks": {
             "timer": {"type": "IterTimerHook"},
@@ -75,6 +64,13 @@ def training_tables(geometry: Geometry, sweeps: int) -> dict[str, Any]:
             "sampler_seed": {"type": "DistSamplerSeedHook"},
         },
     }
+
+
+def _rates() -> list[dict[str, Any]]:
+    """A short rise, then half a cosine over all six epochs."""
+    rise = {"type": "LinearLR", "start_factor": 0.33333333, "by_epoch": False, "begin": 0, "end": 500}
+    fall = {"type": "CosineAnnealingLR", "begin": 0, "T_max": 6, "end": 6, "by_epoch": True, "eta_min_ratio": 1e-4}
+    return [rise, fall | {"convert_to_iter_based": True}]
 
 
 def _dataset(split: str, pipeline: list[dict[str, Any]], *, test_mode: bool) -> dict[str, Any]:
