@@ -15,6 +15,7 @@ from altermoma.models.batch import collate
 from altermoma.models.config import LidarConfig, ModelConfig, PillarConfig
 from altermoma.models.fusion import FusionModel
 from altermoma.models.pillars import PillarEncoder
+from altermoma.models.presets import config_of
 from altermoma.ops.pillars import PillarBuilder
 
 GEOMETRY = Geometry(
@@ -24,14 +25,7 @@ GEOMETRY = Geometry(
     lidar_levels=0,
     max_points_per_voxel=5,
 )
-NUSCENES = Geometry(
-    lidar="pillars",
-    point_range=(-51.2, -51.2, -5.0, 51.2, 51.2, 3.0),
-    voxel_size=(0.2, 0.2, 8.0),
-    lidar_levels=0,
-    max_voxels=60000,
-    max_points_per_voxel=20,
-)
+NUSCENES = config_of("bevfusion-mit-r101-pointpillars").geometry
 
 
 def cloud(count: int, seed: int = 0) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from altermoma.geometry import Geometry
+from altermoma.models.presets import config_of
 from altermoma.ops.pillars import PillarBuilder, Pillars
 
 GEOMETRY = Geometry(
@@ -18,14 +19,7 @@ GEOMETRY = Geometry(
     lidar_levels=0,
     max_points_per_voxel=4,
 )
-NUSCENES = Geometry(
-    lidar="pillars",
-    point_range=(-51.2, -51.2, -5.0, 51.2, 51.2, 3.0),
-    voxel_size=(0.2, 0.2, 8.0),
-    lidar_levels=0,
-    max_voxels=60000,
-    max_points_per_voxel=20,
-)
+NUSCENES = config_of("bevfusion-mit-r101-pointpillars").geometry
 
 
 def cloud(count: int, seed: int = 1) -> np.ndarray:

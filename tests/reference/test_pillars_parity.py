@@ -11,21 +11,14 @@ import torch
 from mmdet3d_standins import hard_voxelize, make_importable
 from torch import Tensor, nn
 
-from altermoma.geometry import Geometry
 from altermoma.models.config import PillarConfig
 from altermoma.models.pillars import PillarEncoder
+from altermoma.models.presets import config_of
 from altermoma.ops.pillars import PillarBuilder
 
 pytestmark = [pytest.mark.reference, pytest.mark.filterwarnings("ignore")]
 
-GEOMETRY = Geometry(
-    lidar="pillars",
-    point_range=(-51.2, -51.2, -5.0, 51.2, 51.2, 3.0),
-    voxel_size=(0.2, 0.2, 8.0),
-    lidar_levels=0,
-    max_voxels=60000,
-    max_points_per_voxel=20,
-)
+GEOMETRY = config_of("bevfusion-mit-r101-pointpillars").geometry
 WIDTHS = (64, 64)
 
 
