@@ -1,4 +1,4 @@
-"""Which of two lists of boxes or proposals are the same ones: engines list them in another order than torch."""
+"""Which of two lists of boxes or proposals are the same ones, and whether a choice of proposals is another by rounding."""
 
 from __future__ import annotations
 
@@ -139,3 +139,53 @@ def _one_to_one(distance_pq: NDArray[np.float64]) -> tuple[Indices, Indices]:
             chosen.append((row, column))
     left, right = np.asarray(chosen, np.int64).reshape(-1, 2).T
     return left, right
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceDrift:
+    """How far one choice is from another.
+
+    Attributes:
+        needed: the least rounding of single scores that makes the choice right; infinite if none does.
+        mean: the sum of what every entry needs by itself, over the number of proposals.
+        cosine: of both lists of scores, highest first.
+        largest: of torch's chosen scores.
+    """
+
+    needed: float
+    mean: float
+    cosine: float
+    largest: float
+
+
+def choice_drift(
+    chosen_p: NDArray[Any], scores_n: NDArray[Any], margins_n: NDArray[Any], found_p: NDArray[Any]
+) -> ChoiceDrift:
+    """Compares the entries that a graph chose with torch's.
+
+    An entry is rightly chosen if it is a local maximum, and one is rightly left out if it is none, or if no score below
+    its own was chosen. Two scores are involved each time, so that the rounding needed is half of what is missing.
+
+    Args:
+        chosen_p: entries that torch chose.
+        scores_n: torch's scores.
+        margins_n: how far each is above its neighbours; not above zero where it is no local maximum.
+        found_p: entries that the graph chose.
+    """
+    chosen, found, scores, margins = chosen_p.ravel(), found_p.ravel(), scores_n.ravel(), margins_n.ravel()
+    largest = float(scores[chosen].max(initial=0.0))
+    sound = len(np.unique(found)) == len(found) == len(chosen) and bool(((found >= 0) & (found < len(scores))).all())
+    if not sound:
+        return ChoiceDrift(needed=np.inf, mean=np.inf, cosine=0.0, largest=largest)
+    others = np.ones(len(scores), bool)
+    others[found] = False
+    missed = np.minimum(margins[others], scores[others] - scores[found].min(initial=np.inf))
+    steps = np.concatenate([-margins[found], missed]).clip(min=0.0).astype(np.float64) / 2
+    before, after = (np.sort(scores[entries].astype(np.float64)) for entries in (chosen, found))
+    norm = float(np.linalg.norm(before) * np.linalg.norm(after))
+    return ChoiceDrift(
+        needed=float(np.nan_to_num(steps.max(initial=0.0), nan=np.inf, posinf=np.inf)),
+        mean=float(np.nan_to_num(steps.sum() / max(len(chosen), 1), nan=np.inf, posinf=np.inf)),
+        cosine=float(before @ after) / norm if norm > 0 else float(not before.any() and not after.any()),
+        largest=largest,
+    )

@@ -11,9 +11,10 @@ import onnx
 from numpy.typing import NDArray
 
 from altermoma.deploy import onnxruntime_backend
+from altermoma.deploy.matching import choice_drift
 from altermoma.errors import ExportError
 from altermoma.export.contract import ModelContract, StageContract
-from altermoma.export.proposals import CHOSEN, MARGINS, SCORES, choice_drift, choice_fixed, choice_shown
+from altermoma.export.proposals import CHOSEN, MARGINS, SCORES, choice_fixed, choice_shown
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -30,7 +31,7 @@ class Parity:
 
     Attributes:
         scope: `stage` (fed with torch's inputs) or `frame` (fed with what the stages before gave).
-        tensor: name of the output; `chosen_proposals` is a head's choice, in scores (see `proposals.ChoiceDrift`).
+        tensor: name of the output; `chosen_proposals` is a head's choice, in scores (see `matching.ChoiceDrift`).
         max_abs, mean_abs: of the difference, in the tensor's unit.
         scaled_max: max_abs over the largest magnitude in torch; this is what the tolerance bounds.
         cosine: of both tensors as vectors; 1 where both are zero.

@@ -42,6 +42,13 @@ class HeadOutputs:
     vel: Tensor
     heatmap: Tensor
 
+    @property
+    def chosen(self) -> Tensor:
+        """Entries [B, P] of the flat heatmap [class, x, y] that are the proposals."""
+        rows, columns = self.dense_heatmap.shape[2:]
+        cells = self.query_positions.long()
+        return (self.query_labels * rows + cells[..., 0]) * columns + cells[..., 1]
+
 
 @dataclass(frozen=True, kw_only=True)
 class MapOutputs(HeadOutputs):
@@ -90,11 +97,12 @@ class TransFusionHead(nn.Module):
         positions = torch.stack([x.reshape(-1), y.reshape(-1)], dim=-1)[None]
         self.register_buffer("bev_positions", positions, persistent=False)
 
-    def forward(self, bev: Tensor) -> HeadOutputs:
+    def forward(self, bev: Tensor, chosen: Tensor | None = None) -> HeadOutputs:
+        """`chosen`: entries [B, P] of the flat heatmap [class, x, y] that are proposals instead of the highest."""
         features = self.shared_conv(bev)
         dense_heatmap = self.heatmap_head(features)
         cells = features.flatten(2).transpose(1, 2)
-        labels, positions, query, scores = self._propose(dense_heatmap, cells)
+        labels, positions, query, scores = self._propose(dense_heatmap, cells, chosen)
         query = self.decoder[0](query, cells, positions, self.bev_positions)
         query_bcp = query.transpose(1, 2)
         found = {name: branch(query_bcp) for name, branch in self.prediction_heads[0].items()}  # type: ignore[operator]
@@ -103,11 +111,15 @@ class TransFusionHead(nn.Module):
             dense_heatmap=dense_heatmap, query_labels=labels, query_positions=positions, query_scores=scores, **found
         )
 
-    def _propose(self, dense_heatmap: Tensor, cells: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _propose(
+        self, dense_heatmap: Tensor, cells: Tensor, chosen: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The P highest local maxima over all classes: labels, positions, features with class encoding, scores."""
         scores_bks = dense_heatmap.detach().sigmoid()
-        peaks = (scores_bks * self._is_peak(scores_bks)).flatten(1)
-        top = peaks.topk(self.config.proposals, dim=1).indices
+        top = chosen
+        if top is None:
+            peaks = (scores_bks * self._is_peak(scores_bks)).flatten(1)
+            top = peaks.topk(self.config.proposals, dim=1).indices
         cell_count = cells.shape[1]
         labels = top // cell_count
         index = top - labels * cell_count

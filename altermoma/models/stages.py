@@ -125,11 +125,8 @@ class HeadStage(StageModule):
         Scores and margins (`TransFusionHead.margins`) are flat [1, classes * X * Y].
         """
         found = self.bbox_head(bev)
-        rows, columns = bev.shape[2:]
-        cells = found.query_positions.long()
-        chosen = (found.query_labels * rows + cells[..., 0]) * columns + cells[..., 1]
         scores = found.dense_heatmap.sigmoid()
-        return chosen, scores.flatten(1), self.bbox_head.margins(scores).flatten(1)
+        return found.chosen, scores.flatten(1), self.bbox_head.margins(scores).flatten(1)
 
 
 def stage_modules(model: FusionModel) -> dict[str, StageModule]:

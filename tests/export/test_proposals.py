@@ -9,10 +9,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from altermoma.deploy.matching import choice_drift
 from altermoma.errors import ExportError
 from altermoma.export.contract import load_contract
 from altermoma.export.parity import compare_stage, open_session, run_session, torch_reference
-from altermoma.export.proposals import CHOSEN, SCORES, choice_drift, choice_fixed, choice_shown
+from altermoma.export.proposals import CHOSEN, SCORES, choice_fixed, choice_shown
 from altermoma.export.to_onnx import export_stage
 from altermoma.models.fusion import FusionModel
 from altermoma.models.presets import config_of
@@ -24,6 +25,17 @@ PRESET = "bevfusion-tiny"
 def head() -> HeadStage:
     torch.manual_seed(0)
     return HeadStage(FusionModel(config_of(PRESET)).eval())
+
+
+def test_a_choice_that_is_given_is_taken() -> None:
+    module = head().bbox_head
+    bev = torch.from_numpy(some_bev(module.shared_conv.in_channels))
+    with torch.no_grad():
+        free = module(bev)
+        again, turned = module(bev, free.chosen), module(bev, free.chosen.flip(1))
+    torch.testing.assert_close(again.heatmap, free.heatmap)
+    torch.testing.assert_close(turned.center.flip(2), free.center)
+    assert torch.equal(turned.query_labels.flip(1), free.query_labels)
 
 
 def some_bev(channels: int, seed: int = 0) -> NDArray[np.float32]:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from altermoma.deploy.matching import choice_drift
 from altermoma.frames import Calibration
 from altermoma.models.batch import collate
 from altermoma.models.fusion import FusionModel
@@ -122,9 +123,12 @@ class Comparison:
         )
         (other,) = self.theirs.bbox_head([bev], None)[0]
         hook.remove()
-        proposals = torch.cat([self.theirs.bbox_head.query_labels[..., None], cells["positions"]], dim=2)[0]
-        yield from self._head(self.ours.bbox_head(bev), other, proposals, "head")
-        yield from self._head(self.ours(batch), other, proposals, "whole frame")
+        rows, columns = bev.shape[2:]
+        x, y = cells["positions"].long().unbind(dim=-1)
+        chosen = (self.theirs.bbox_head.query_labels * rows + x) * columns + y
+        whole = self.ours.fuse(self.ours.camera_branch(batch), self.ours.lidar_branch(batch))
+        yield from self._head(bev, other, chosen, "head")
+        yield from self._head(whole, other, chosen, "whole frame")
 
     def _spread(self, bev: Tensor) -> None:
         """Scales the last layers of both heads to outputs of up to 4: random ones saturate, so that proposals tie."""
@@ -208,15 +212,18 @@ class Comparison:
         yield Row(stage="sparse encoder", error=relative(self.ours.lidar_branch(batch), lidar_bev))
         return lidar_bev  # type: ignore[return-value]
 
-    def _head(self, own: Any, other: dict[str, Tensor], proposals: Tensor, name: str) -> Iterator[Row]:
-        """`proposals`: class and cell of each of the reference's, [P, 3]."""
+    def _head(self, bev: Tensor, other: dict[str, Tensor], chosen: Tensor, name: str) -> Iterator[Row]:
+        """Ours with the reference's proposals, entries [1, P]; and its own choice, as far as rounding explains it."""
+        head = self.ours.bbox_head
+        own, free = head(bev, chosen), head(bev).chosen
         yield Row(stage=f"{name}, heatmap", error=relative(own.dense_heatmap, other["dense_heatmap"]))
-        ours = torch.cat([own.query_labels[..., None], own.query_positions], dim=2)[0]
-        pairs = (ours[:, None] == proposals).all(-1).nonzero().T
-        note = f"{pairs.shape[1]} of {len(proposals)} proposals alike"
+        scores = other["dense_heatmap"].sigmoid()
+        drift = choice_drift(*(tensor.numpy() for tensor in (chosen, scores, head.margins(scores), free)))
+        alike = len(set(free[0].tolist()) & set(chosen[0].tolist()))
+        note = f"{alike} of {chosen.shape[1]} alike, the others tie"
+        yield Row(stage=f"{name}, choice of proposals", error=drift.needed / drift.largest, note=note)
         for branch in (*BRANCHES, "heatmap"):
-            values = getattr(own, branch)[0][:, pairs[0]], other[branch][0][:, pairs[1]]
-            yield Row(stage=f"{name}, {branch} of proposals", error=relative(*values), note=note)
+            yield Row(stage=f"{name}, {branch} of proposals", error=relative(getattr(own, branch), other[branch]))
         if name == "head":
             yield from self._boxes(own, other)
 

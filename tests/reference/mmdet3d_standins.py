@@ -35,7 +35,8 @@ def install(checkout: Path) -> None:
     names = ("dynamic_voxelize", "dynamic_point_to_voxel_forward", "dynamic_point_to_voxel_backward")
     voxels.__dict__.update(hard_voxelize=hard_voxelize, **dict.fromkeys(names, _not_here))
     for module in (pool, voxels):
-        sys.modules[module.__name__] = module
+        # The project keeps those that it was first imported with.
+        sys.modules.setdefault(module.__name__, module)
     importlib.import_module("spconv.pytorch")
     importlib.import_module("mmdet3d.utils").register_all_modules(init_default_scope=True)
     importlib.import_module("projects.BEVFusion.bevfusion")
