@@ -1,4 +1,4 @@
-"""Which of two lists of boxes or proposals are the same ones, and whether a choice of proposals is another by rounding."""
+"""Which of two lists of boxes or proposals are the same ones, and whether only rounding tells two choices apart."""
 
 from __future__ import annotations
 
