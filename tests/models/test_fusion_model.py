@@ -112,7 +112,7 @@ def test_gradients_of_label_embeddings_are_summed_in_a_fixed_order() -> None:
     try:
         for _ in range(30):
             head.zero_grad()
-            (head._propose(heatmap, cells)[2] * slope).sum().backward()
+            (head._propose(heatmap, cells, None)[2] * slope).sum().backward()
             found.add(head.class_encoding.weight.grad.numpy().tobytes())  # type: ignore[union-attr]
     finally:
         torch.set_num_threads(before)
