@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from altermoma.cli.options import CheckpointOption, DataOption
 from altermoma.progress import say
+
+if TYPE_CHECKING:
+    from altermoma.experiments.recipe import ExperimentRecipe
 
 
 def experiment(  # noqa: PLR0913 - one parameter per option
@@ -27,6 +30,9 @@ def experiment(  # noqa: PLR0913 - one parameter per option
     reduced: Annotated[
         bool, typer.Option("--reduced", help="A few cells of a few steps, to see that everything runs.")
     ] = False,
+    analysis: Annotated[
+        bool, typer.Option("--analysis", help="No cells, but a page on what the indicators see in the model.")
+    ] = False,
 ) -> None:
     """Run methods x amounts x seeds, and write the table as Markdown, JSON and a page with plots.
 
@@ -42,6 +48,9 @@ def experiment(  # noqa: PLR0913 - one parameter per option
         recipe = dataclasses.replace(recipe, checkpoint=str(checkpoint))
     if seeds is not None:
         recipe = dataclasses.replace(recipe, seeds=seeds)
+    if analysis:
+        _analyse(recipe, out, Path(name).stem)
+        return
     from altermoma.experiments.page import table_page
     from altermoma.experiments.run import run_experiment
     from altermoma.experiments.table import tabulate, to_json, to_markdown
@@ -55,3 +64,13 @@ def experiment(  # noqa: PLR0913 - one parameter per option
     write_text(file.with_suffix(".html"), table_page(table))
     say(to_markdown(table))
     print(file.with_suffix(".html"))
+
+
+def _analyse(recipe: ExperimentRecipe, out: Path, stem: str) -> None:
+    from altermoma.experiments.analyse_run import run_analysis
+    from altermoma.storage import check_writable
+
+    file = out / f"{stem}-analysis.html"
+    check_writable(file)
+    run_analysis(recipe, out, file)
+    print(file)

@@ -69,7 +69,7 @@ DeviceOption = Annotated[
     typer.Option("--device", help="Where torch computes: auto (a GPU where torch has one), cpu or cuda."),
 ]
 AT_FULL_SIZE = "recipe of a model at full size: no fine-tuning here; see docs/checkpoints.md"
-BudgetKind = Literal["flops", "channels", "params"]
+BudgetKind = Literal["flops", "channels", "params", "latency"]
 BuildOption = Annotated[
     Literal["auto", "require", "never"] | None,
     typer.Option("--build", help="Engines: build where possible, require them (else exit 3), or never."),

@@ -22,8 +22,8 @@ th:first-child, td:first-child { text-align: left; } th { color: var(--soft); fo
 tr.reference { background: var(--mark); font-weight: 600; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 24px; }
 .wide { overflow-x: auto; } figure { margin: 0; } figcaption { color: var(--soft); font-size: 13px; max-width: 62ch; }
-svg { width: 100%; height: auto; } svg text { font: 12px system-ui, sans-serif; fill: currentColor; }
-svg text[fill] { fill: attr(fill); } svg .grid { stroke: var(--line); } svg .axis { fill: var(--soft); }
+svg { width: 100%; height: auto; } svg text { font: 12px system-ui, sans-serif; }
+svg text:not([fill]) { fill: currentColor; } svg .grid { stroke: var(--line); } svg .axis { fill: var(--soft); }
 svg .level { stroke: var(--soft); stroke-dasharray: 5 4; }
 .maps { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 10px; }
 .maps img { width: 100%; image-rendering: pixelated; border: 1px solid var(--line); }

@@ -110,12 +110,19 @@ class Workbench:
         tokens = self.place.reader.tokens(self.recipe.data.val_split)
         return {token: detections.get(token, Boxes.empty()) for token in tokens}
 
+    def kept_scores(self, cell: Cell) -> ChannelVectors | None:
+        """Scores that an earlier cell left; None where there are none."""
+        return self.scores(cell)[0] if self._scores_file(cell).is_file() else None
+
+    def _scores_file(self, cell: Cell) -> Path:
+        return self.folder / "scores" / f"{cell.scoring_key(self.ground)}.safetensors"
+
     def scores(self, cell: Cell) -> tuple[ChannelVectors, float]:
         """Scores of a cell and the seconds they took, from the folder where an earlier cell left them."""
         from safetensors import safe_open
         from safetensors.torch import save
 
-        path = self.folder / "scores" / f"{cell.scoring_key(self.ground)}.safetensors"
+        path = self._scores_file(cell)
         if path.is_file():
             with safe_open(path, framework="pt") as stream:
                 seconds = float((stream.metadata() or {})["seconds"])

@@ -80,6 +80,10 @@ class CostModel:
         """Cost of the whole model at these widths."""
         return self.constant + sum(term.at(widths) for term in self.terms)
 
+    def touches(self, group: str) -> bool:
+        """Whether the width of a group changes this cost."""
+        return bool(self._touched.get(group))
+
     def removed_share(self, widths: Widths) -> float:
         """Share of the dense cost that these widths remove."""
         return 1.0 - self.total(widths) / self.dense

@@ -18,6 +18,7 @@ from altermoma.pruning.flops import FlopReport, count_flops, flop_costs, paramet
 from altermoma.pruning.groups import fusion_groups
 from altermoma.pruning.indicators import ChannelTerms, ScoringData, Terms
 from altermoma.pruning.kept import Kept
+from altermoma.pruning.latency import StageTable, stage_latency
 from altermoma.pruning.masking import Batch, LossFunction
 from altermoma.pruning.selection import SelectionOptions, check_budget, keep_all, select
 from altermoma.pruning.surgery import shrink
@@ -110,16 +111,18 @@ def prune_by_scores(
     recipe: PruneRecipe,
     reference: FrameBatch,
     layer_ms: Mapping[str, float] | None = None,
+    tables: Mapping[str, StageTable] | None = None,
 ) -> PruneResult[ModelT]:
     """Selects and removes channels by scores that `score` gave for the recipe's scope: several budgets, one scoring.
 
     With `layer_ms`, milliseconds of the dense model's layers, the greedy selection prunes where time is: it saves the
-    most time for the lost score while the budget counts what the recipe says.
+    most time for the lost score while the budget counts what the recipe says. With `tables`, measured milliseconds of
+    stages, the budget may be "latency".
 
     Raises:
         PruningError: an unreachable budget, or scores of other channels.
     """
-    plan = plan_pruning(model, recipe, reference)
+    plan = plan_pruning(model, recipe, reference, tables)
     price = None if layer_ms is None else time_costs(model, plan.flops, plan.groups, layer_ms)
     return _carried_out(plan, model, scores, price)
 
@@ -141,14 +144,19 @@ class Plan:
         return replace(self.options, amount=amount)
 
 
-def plan_pruning(model: nn.Module, recipe: PruneRecipe, frame: FrameBatch) -> Plan:
+def plan_pruning(
+    model: nn.Module, recipe: PruneRecipe, frame: FrameBatch, tables: Mapping[str, StageTable] | None = None
+) -> Plan:
     """Groups and costs; a budget that cannot be met is an error here, before the scores are computed."""
     if recipe.channel_step < 1:
         raise PruningError("prune.channel_step = 0", expected="1 or more; 0 is for the target to fill in")
     groups = fusion_groups(model)
     scoped = select_groups(groups, recipe.scope)
     flops = count_flops(model, frame)
-    cost = _cost(model, groups, scoped, recipe, flops)
+    if recipe.budget == "latency":
+        cost: CostModel = _latency(model, groups, flops, tables)
+    else:
+        cost = _cost(model, groups, scoped, recipe, flops)
     options = SelectionOptions(
         amount=recipe.amount,
         step=recipe.channel_step,
@@ -262,6 +270,18 @@ def _cost(
     if recipe.budget == "params":
         return parameter_costs(model, groups)
     return channel_costs(scoped)
+
+
+def _latency(
+    model: nn.Module, groups: Sequence[ChannelGroup], flops: FlopReport, tables: Mapping[str, StageTable] | None
+) -> CostModel:
+    if tables is None:
+        raise PruningError(
+            "a budget in latency without measured latencies",
+            expected="a table per stage",
+            remedy="altermoma prune and altermoma-export measure them; else give what stage_times.measure_tables finds",
+        )
+    return stage_latency(model, flops, groups, tables)
 
 
 def _summary(result: PruneResult[ModelT]) -> str:

@@ -45,6 +45,8 @@ class PruneRecipe:
 
     Attributes:
         method: AlterMOMA, or what the paper compares it with, or a control (altermoma.pruning.methods).
+        budget: what `amount` is a share of. "latency" is the milliseconds of all stages on ONNX Runtime, from tables
+            that are measured on this machine first (altermoma.workflow.stage_times).
         channel_step: widths of dense layers are multiples of this: below, convolution kernels pad instead. 0 takes
             the step of the engine's target and precision (deploy/<target>/target.toml), for 2:4 at least 16.
         lidar_channel_step: the same for the sparse encoder, whose gathered rows are rows of matrices; 0 is 8, or 16
@@ -66,7 +68,7 @@ class PruneRecipe:
         prospr_draws: times that it does so, each on batches of its own.
     """
 
-    budget: Literal["flops", "channels", "params"] = "flops"
+    budget: Literal["flops", "channels", "params", "latency"] = "flops"
     amount: float = 0.3
     scope: tuple[Partition, ...] = ("camera", "lidar", "fusion")
     channel_step: int = 0

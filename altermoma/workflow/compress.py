@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from altermoma.errors import CheckpointError
 from altermoma.progress import say
+from altermoma.storage import read_json, write_json
 from altermoma.workflow.place import Workplace
 from altermoma.workflow.rounds import round_training
 from altermoma.workflow.scoring import scoring_batches
@@ -19,9 +21,11 @@ if TYPE_CHECKING:
     from altermoma.models.batch import FrameBatch
     from altermoma.models.fusion import FusionModel
     from altermoma.pruning.channels import ChannelVectors
+    from altermoma.pruning.latency import StageTable
     from altermoma.training.distill import Teacher
 
 PRUNED_FILE = "pruned.safetensors"
+TABLES_FILE = "latency.json"
 
 
 def reference_batch(place: Workplace) -> FrameBatch:
@@ -42,8 +46,9 @@ def prune_model(place: Workplace, folder: Path) -> dict[str, Any]:
 
     recipe, unfinished = place.recipe, folder / "scores"
     dense, reference = place.dense_model(), reference_batch(place)
-    scores = _scores(place, dense, reference, unfinished) if recipe.prune.amount > 0 else {}
-    result = prune_by_scores(dense, scores, recipe.prune, reference)
+    tables = _latency_tables(place, dense, folder) if recipe.prune.budget == "latency" else None
+    scores = _scores(place, dense, reference, unfinished, tables) if recipe.prune.amount > 0 else {}
+    result = prune_by_scores(dense, scores, recipe.prune, reference, tables=tables)
     record, model = result.to_json() | {"method": recipe.prune.method}, result.model
     kept = {name: channels.tolist() for name, channels in result.keep.items()}
     metadata = describe(model, recipe.model) | {"pruning": record, "kept": kept}
@@ -56,7 +61,27 @@ def prune_model(place: Workplace, folder: Path) -> dict[str, Any]:
     return record
 
 
-def _scores(place: Workplace, model: FusionModel, reference: FrameBatch, folder: Path) -> ChannelVectors:
+def _latency_tables(place: Workplace, model: FusionModel, folder: Path) -> Mapping[str, StageTable]:
+    """Measured once: a run that was killed goes on with the same times."""
+    from altermoma.pruning.latency import StageTable
+    from altermoma.workflow.stage_times import measure_tables
+
+    file = folder / TABLES_FILE
+    if not file.is_file():
+        write_json(file, {name: dataclasses.asdict(table) for name, table in measure_tables(place, model).items()})
+    return {
+        name: StageTable(shares=tuple(table["shares"]), ms=tuple(table["ms"]))
+        for name, table in read_json(file).items()
+    }
+
+
+def _scores(
+    place: Workplace,
+    model: FusionModel,
+    reference: FrameBatch,
+    folder: Path,
+    tables: Mapping[str, StageTable] | None,
+) -> ChannelVectors:
     """Scores of the recipe's method; what they took is printed."""
     from altermoma.pruning.kept import Kept
     from altermoma.pruning.methods.choose import scores_of
@@ -65,7 +90,7 @@ def _scores(place: Workplace, model: FusionModel, reference: FrameBatch, folder:
 
     recipe = place.recipe.prune
     rounds = dataclasses.replace(place.recipe.finetune, steps=recipe.imp_steps)
-    work = channel_work(model, scoring_batches(place), recipe, task_loss, reference)
+    work = channel_work(model, scoring_batches(place), recipe, task_loss, reference, tables)
     training = round_training(place, rounds, folder)
     found = scores_of(dataclasses.replace(work, kept=Kept(folder), retrain=training))
     say(f"scores of {recipe.method}: {found.seconds:.1f} s of processor time, at most {peak_memory_mib():.0f} MiB")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 from altermoma.models.batch import FrameBatch
 from altermoma.pruning.channels import ChannelVectors
 from altermoma.pruning.indicators import ChannelTerms
+from altermoma.pruning.latency import StageTable
 from altermoma.pruning.masking import Batch, LossFunction
 from altermoma.pruning.methods.scoring import Scoring
 from altermoma.pruning.prune import plan_pruning
@@ -19,7 +20,12 @@ from altermoma.recipe import PruneRecipe
 
 
 def channel_work(
-    model: nn.Module, batches: Sequence[Batch], recipe: PruneRecipe, loss_fn: LossFunction, reference: FrameBatch
+    model: nn.Module,
+    batches: Sequence[Batch],
+    recipe: PruneRecipe,
+    loss_fn: LossFunction,
+    reference: FrameBatch,
+    tables: Mapping[str, StageTable] | None = None,
 ) -> Scoring:
     """Channel groups of the recipe's scope; a budget that cannot be met is an error here, before any scoring.
 
@@ -29,8 +35,9 @@ def channel_work(
         recipe: method, budget and granularity.
         loss_fn: the task loss.
         reference: frame on which FLOPs are counted.
+        tables: measured milliseconds, where the budget is latency.
     """
-    plan = plan_pruning(model, recipe, reference)
+    plan = plan_pruning(model, recipe, reference, tables)
 
     def cut(scores: ChannelVectors, share: float) -> Masks:
         chosen = select(plan.scoped, scores, plan.cost, plan.with_amount(share))
