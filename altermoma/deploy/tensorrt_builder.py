@@ -17,7 +17,7 @@ from altermoma.deploy.tensorrt_dla import place_on_dla
 from altermoma.deploy.tensorrt_inspect import EngineLayers, read_layers, require_precision
 from altermoma.deploy.tensorrt_islands import require_islands
 from altermoma.deploy.tensorrt_load import make_runtime
-from altermoma.deploy.tensorrt_precision import find_islands, pin_precisions, trace_network
+from altermoma.deploy.tensorrt_precision import find_islands, held_precision, pin_precisions, trace_network
 from altermoma.deploy.tensorrt_progress import shown_progress
 from altermoma.errors import EngineError
 from altermoma.progress import say
@@ -101,7 +101,7 @@ def build_engine(
     network = builder.create_network(network_flags(trt))
     _parse(trt, network, logger, onnx, stage, options)
     traced = trace_network(trt, network)
-    if options.precision == "fp16" and not strongly_typed(trt):
+    if options.precision != "fp32" and not strongly_typed(trt):
         pin_precisions(trt, traced, stage)
     config = builder.create_builder_config()
     configure(trt, config, options)
@@ -112,7 +112,7 @@ def build_engine(
         payload = _plan(trt, builder, network, config, stage, messages)
     log.report = _inspect(trt, logger, payload, options, stage, messages)
     layers = read_layers(log.report, messages)
-    require_precision(stage.name, options.precision, layers)
+    require_precision(stage.name, held_precision(traced, options.precision), layers)
     if options.precision != "fp32":
         unseen = require_islands(stage, find_islands(traced, stage), layers)
         if unseen:

@@ -105,10 +105,7 @@ def configure(trt: Any, config: Any, options: BuildOptions) -> None:
 
 
 def _permit_precision(trt: Any, config: Any, options: BuildOptions) -> None:
-    """8.x: what the flags permit; `pin_precisions` gives OBEY_PRECISION_CONSTRAINTS something to enforce.
-
-    Layers of int8 graphs stay free: next to Q/DQ pairs a precision of their own would keep them from being quantised.
-    """
+    """8.x: what the flags permit; `pin_precisions` gives OBEY_PRECISION_CONSTRAINTS something to enforce."""
     flags = trt.BuilderFlag
     if options.precision in {"fp16", "int8"}:
         config.set_flag(flags.FP16)

@@ -32,6 +32,7 @@ class TracedLayer:
         computes: type of the float data it reads; None for layers that take or give none, and for `self_typed` ones.
         reads, writes: tensor names with their float type, None for integers and masks.
         casts: whether it changes the type of its data.
+        quantises, dequantises: whether it is one half of a Q/DQ pair.
     """
 
     layer: Any
@@ -39,6 +40,8 @@ class TracedLayer:
     reads: tuple[tuple[str, Float | None], ...]
     writes: tuple[tuple[str, Float | None], ...]
     casts: bool
+    quantises: bool = False
+    dequantises: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +80,15 @@ def _trace(trt: Any, layer: Any, types: dict[str, Float | None], constants: set[
     if layer.type == trt.LayerType.CONSTANT:
         constants.update(name for name, _ in writes)
     fixed = own or any(tensor.is_shape_tensor for tensor in made)
-    return TracedLayer(layer=layer, computes=None if fixed else data, reads=reads, writes=tuple(writes), casts=casts)
+    return TracedLayer(
+        layer=layer,
+        computes=None if fixed else data,
+        reads=reads,
+        writes=tuple(writes),
+        casts=casts,
+        quantises=layer.type == member(trt.LayerType, "QUANTIZE"),
+        dequantises=layer.type == member(trt.LayerType, "DEQUANTIZE"),
+    )
 
 
 def _casts(trt: Any, layer: Any) -> bool:
@@ -99,8 +110,17 @@ def _float(trt: Any, dtype: Any) -> Float | None:
     return next((name for name in _FLOATS if member(trt.DataType, name) == dtype), None)
 
 
+def held_precision(layers: Sequence[TracedLayer], asked: str) -> str:
+    """What a stage of an int8 bundle computes in: some hold nothing to quantise, and are fp16 or fp32 throughout."""
+    if asked != "int8" or not layers or any(item.quantises or item.dequantises for item in layers):
+        return asked
+    return "fp16" if any(item.computes == "HALF" for item in layers) else "fp32"
+
+
 def pin_precisions(trt: Any, layers: Sequence[TracedLayer], stage: StageRecord) -> int:
     """Gives every float layer of a weakly typed network (8.x) the precision and the output types that its graph states.
+
+    Layers next to Q/DQ pairs stay free: a precision of their own would keep them from being quantised.
 
     Returns:
         How many layers were given one.
@@ -120,7 +140,9 @@ def pin_precisions(trt: Any, layers: Sequence[TracedLayer], stage: StageRecord) 
     remedy = "use a TensorRT 8.5, 8.6 or 10"
     required(trt.ILayer, "precision", trt, remedy)
     required(trt.ILayer, "set_output_type", trt, remedy)
-    pinned = [item for item in layers if item.computes is not None]
+    paired = {name for item in layers if item.dequantises for name, _ in item.writes}
+    paired |= {name for item in layers if item.quantises for name, _ in item.reads}
+    pinned = [item for item in layers if item.computes is not None and not _touches(item, paired)]
     for item in pinned:
         item.layer.precision = member(trt.DataType, str(item.computes))
         for i, (_, kind) in enumerate(item.writes):
@@ -129,10 +151,15 @@ def pin_precisions(trt: Any, layers: Sequence[TracedLayer], stage: StageRecord) 
     return len(pinned)
 
 
+def _touches(item: TracedLayer, names: set[str]) -> bool:
+    return any(name in names for name, _ in (*item.reads, *item.writes))
+
+
 def find_islands(layers: Sequence[TracedLayer], stage: StageRecord) -> Islands:
     """The public float32 tensors that an engine of this graph must read and write in fp32.
 
-    A float32 input that the graph casts to half precision at once (pictures) is none: rounding it is what was asked.
+    A float32 input that the graph casts to half precision or quantises at once (pictures) is none: rounding it is what
+    was asked.
     """
     readers = {spec.name: [i for i in layers if spec.name in dict(i.reads)] for spec in stage.inputs}
     makers = {name: item for item in layers for name, _ in item.writes}
@@ -150,8 +177,8 @@ def find_islands(layers: Sequence[TracedLayer], stage: StageRecord) -> Islands:
 
 
 def _narrows(item: TracedLayer) -> bool:
-    return item.casts and any(kind == "HALF" for _, kind in item.writes)
+    return item.quantises or (item.casts and any(kind == "HALF" for _, kind in item.writes))
 
 
 def _widens(item: TracedLayer) -> bool:
-    return item.casts and any(kind == "HALF" for _, kind in item.reads)
+    return item.dequantises or (item.casts and any(kind == "HALF" for _, kind in item.reads))

@@ -32,6 +32,8 @@ KINDS = {
     "Identity": "IDENTITY",
     "Slice": "SLICE",
     "ReduceSum": "REDUCE",
+    "QuantizeLinear": "QUANTIZE",
+    "DequantizeLinear": "DEQUANTIZE",
 }
 TYPES = {
     TensorProto.FLOAT: "FLOAT",
@@ -39,6 +41,7 @@ TYPES = {
     TensorProto.INT32: "INT32",
     TensorProto.INT64: "INT32",
     TensorProto.BOOL: "BOOL",
+    TensorProto.INT8: "INT8",
 }
 
 

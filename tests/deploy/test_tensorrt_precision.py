@@ -146,13 +146,11 @@ def test_every_float_layer_of_a_weak_network_gets_the_types_of_its_graph(weak: T
     assert {"FP16", "OBEY_PRECISION_CONSTRAINTS"} <= flags
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_only_weak_fp16_networks_are_touched(trt: TensorRtDouble, precision: str) -> None:
     told = list(KEPT)
     if precision == "fp32":
         told = [("CaskConvolution", "all", "image:fp32 rows:fp32", "center:fp32")]
-    if precision == "int8":
-        told.append(("CaskConvolution", "int8", "q:int8", "r:int8"))
     layers = built(trt, toy_graph(), TOY, precision, *told)
     touched = trt.called("ILayer", "precision =") + trt.called("ILayer", "set_output_type")
     assert bool(touched) == (version_of(trt) < (10, 0) and precision == "fp16")
@@ -254,3 +252,62 @@ def test_a_product_may_give_halves_but_not_take_them() -> None:
     taken = read_layers(report_of((8, 6), ("CaskGemmConvolution", "conv", "rows:fp16", "y:fp32")), [])
     with pytest.raises(EngineError, match=r"layer conv .* has rows in fp16"):
         require_islands(TOY, islands, taken)
+
+
+QUANTISED = """
+<ir_version: 8, opset_import: ["" : 17]>
+quantised (float[1,4,8,8] image, float[6,4] rows) => (float16[1,4,8,8] features, float[6,4] moved)
+{
+    q = QuantizeLinear(image, s, z)
+    d = DequantizeLinear(q, s, z)
+    w = DequantizeLinear(w_int8, s, z)
+    c = Conv(d, w)
+    c16 = Cast<to = 10>(c)
+    r = Relu(c16)
+    features = Mul(r, gain)
+    moved = Mul(rows, scale)
+}
+"""
+
+
+def quantised_graph() -> bytes:
+    weights = {
+        "s": np.asarray(0.1, np.float32),
+        "z": np.asarray(0, np.int8),
+        "w_int8": np.ones((4, 4, 1, 1), np.int8),
+        "gain": np.ones((1, 1, 1, 1), np.float16),
+        "scale": np.ones((1, 4), np.float32),
+    }
+    model = onnx.parser.parse_model(QUANTISED)
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in weights.items())
+    onnx.checker.check_model(model, full_check=True)
+    return bytes(model.SerializeToString())
+
+
+QUANTISED_STAGE = StageRecord(
+    name="quantised",
+    file="",
+    inputs=TOY.inputs[:2],
+    outputs=(spec("features", "float16", 1, 4, 8, 8), spec("moved", "float32", 6, 4)),
+)
+QUANTISED_KEPT = (
+    ("Reformat", "quantise", "image:fp32", "q:int8"),
+    ("CaskConvolution", "conv", "q:int8", "features:fp16"),
+    ("PointWiseV2", "moved", "rows:fp32", "moved:fp32"),
+)
+
+
+def test_quantised_layers_stay_free_and_the_rest_is_bound(trt: TensorRtDouble) -> None:
+    """A picture that is quantised at once is no island; coordinates beside it are."""
+    found = pins(built(trt, quantised_graph(), QUANTISED_STAGE, "int8", *QUANTISED_KEPT))
+    weak = version_of(trt) < (10, 0)
+    assert found == ({"r": "HALF", "features": "HALF", "moved": "FLOAT"} if weak else {})
+    rounded = ("Reformat", "narrow", "rows:fp32", "less:int8")
+    with pytest.raises(EngineError, match=r"layer narrow .* has less in int8 \(from rows\)"):
+        built(trt, quantised_graph(), QUANTISED_STAGE, "int8", *QUANTISED_KEPT, rounded)
+
+
+def test_a_stage_of_an_int8_bundle_that_holds_nothing_to_quantise(trt: TensorRtDouble) -> None:
+    built(trt, toy_graph(), TOY, "int8", *KEPT)
+    with pytest.raises(EngineError, match="asked for in int8 but computes in"):
+        built(trt, quantised_graph(), QUANTISED_STAGE, "int8", *KEPT)

@@ -228,3 +228,42 @@ def test_marks_close_in_on_an_engines_first_wrong_layer(place: int) -> None:
         assert (diagnosis.first.node if diagnosis.first else None) == node_name
         assert len(builds) <= 3
         assert max(builds) <= MARKS + len(outputs)
+
+
+@pytest.mark.parametrize("wrong", [None, 0, 1, 2])
+def test_a_wrong_scale_in_an_int8_graph_is_named(wrong: int | None) -> None:
+    """Three products, each between Q/DQ pairs; one weight has half of the scale that it needs, so that it is clipped."""
+    matrices = [random(8, 8, seed=i) for i in range(3)]
+    plain: Arrays = {f"w{i}": m for i, m in enumerate(matrices)}
+    tensors = ["x", "y0", "y1", "y2"]
+
+    def wide() -> onnx.ModelProto:
+        nodes = [node("MatMul", f"{tensors[i]} w{i}", tensors[i + 1], name=f"layer{i}") for i in range(3)]
+        return graph(nodes, {"x": ("f", [4, 8])}, {"y2": ("f", None)}, plain)
+
+    x = random(4, 8, seed=9)
+    known = {"x": x, **evaluate(tapped(wide(), ["y0", "y1"]), {"x": x})}
+
+    def narrow() -> onnx.ModelProto:
+        weights: Arrays = {"zero": np.asarray(0, np.int8)}
+        nodes = []
+        for i, matrix in enumerate(matrices):
+            fine = np.float32(np.abs(matrix).max() / 127)
+            scale = fine * np.float32(0.5 if wrong == i else 1.0)
+            weights |= {
+                f"w{i}": np.clip(np.round(matrix / scale), -127, 127).astype(np.int8),
+                f"ws{i}": np.asarray(scale),
+                f"xs{i}": np.asarray(np.abs(known[tensors[i]]).max() / 127, np.float32),
+            }
+            nodes += [
+                node("QuantizeLinear", f"{tensors[i]} xs{i} zero", f"q{i}", name=f"layer{i}/quantise"),
+                node("DequantizeLinear", f"q{i} xs{i} zero", f"d{i}", name=f"layer{i}/dequantise"),
+                node("DequantizeLinear", f"w{i} ws{i} zero", f"wide{i}", name=f"layer{i}/weight"),
+                node("MatMul", f"d{i} wide{i}", tensors[i + 1], name=f"layer{i}"),
+            ]
+        return graph(nodes, {"x": ("f", [4, 8])}, {"y2": ("f", None)}, weights)
+
+    found = diagnose(wide(), narrow(), {"x": x}, stage="toy", engine="int8", tolerance=5e-2)
+    assert [layer.node for layer in found.layers] == ["layer0", "layer1", "layer2"]
+    assert (found.first.node if found.first else None) == (None if wrong is None else f"layer{wrong}")
+    assert found.first is None or "to blame" in found.verdict
