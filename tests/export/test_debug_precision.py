@@ -232,7 +232,7 @@ def test_marks_close_in_on_an_engines_first_wrong_layer(place: int) -> None:
 
 @pytest.mark.parametrize("wrong", [None, 0, 1, 2])
 def test_a_wrong_scale_in_an_int8_graph_is_named(wrong: int | None) -> None:
-    """Three products, each between Q/DQ pairs; one weight has half of the scale that it needs, so that it is clipped."""
+    """Three products between Q/DQ pairs; one weight has half of the scale that it needs: it is clipped."""
     matrices = [random(8, 8, seed=i) for i in range(3)]
     plain: Arrays = {f"w{i}": m for i, m in enumerate(matrices)}
     tensors = ["x", "y0", "y1", "y2"]
