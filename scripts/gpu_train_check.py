@@ -1,0 +1,330 @@
+"""Training, scores and evaluation on a GPU: held against the CPU, timed, and reported. Needs torch, no TensorRT.
+
+    python scripts/gpu_train_check.py --out runs/gpu_train
+
+For bevfusion-tiny with the package's weights and a preset at the paper's scale with random ones, on a synthetic world:
+
+1. one frame forward, and loss and gradients of a training step: GPU against CPU, both in float32;
+2. AlterMOMA's scores: GPU against CPU, seconds and memory;
+3. training in fp32, tf32, bf16 and fp16, and in parts of a batch: steps a second, memory, share of the time that was
+   waited for frames, a run that goes on after a kill;
+4. detections of the validation frames: GPU against CPU, frames a second.
+
+Leaves result.json and result.md in --out. What is in result.json already is not done again. Ends with 0 if everything
+agrees, 1 if something does not, 2 where there is no GPU (`--device cpu` tries the script itself out).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import torch
+import typer
+from torch import Tensor, nn
+
+from altermoma.checkpoints.io import describe, save_checkpoint
+from altermoma.cli.console import run_app
+from altermoma.data.synth import write_world
+from altermoma.evaluation.predict import predict
+from altermoma.models.batch import FrameBatch, collate
+from altermoma.models.devices import choose_device, describe_device
+from altermoma.models.fusion import FusionModel
+from altermoma.models.random_weights import random_model
+from altermoma.progress import say
+from altermoma.pruning.groups import fusion_groups
+from altermoma.pruning.prune import score
+from altermoma.recipe import ComputeRecipe, DataRecipe, Recipe, TrainPrecision, TrainRecipe
+from altermoma.storage import read_json, write_json, write_text
+from altermoma.training.log import read_log
+from altermoma.training.loop import StepReport, train
+from altermoma.training.losses import task_loss
+from altermoma.training.objective import detection_objective
+from altermoma.workflow.accuracy import compare
+from altermoma.workflow.place import Workplace
+from altermoma.workflow.scoring import scoring_batches, with_open_keys_filled
+
+SCENES = ("scene-0061", "scene-0103")
+"""One of mini_train, one of mini_val."""
+
+FORWARD, GRADIENT, SCORES = 1e-3, 1e-2, 0.999
+"""Largest difference of an output over its magnitude; of all gradients as one vector; least correlation of scores."""
+
+Record = dict[str, Any]
+
+
+class StoppedError(Exception):
+    """Stands for a kill."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model with its frames, and where it is checked."""
+
+    name: str
+    recipe: Recipe
+    device: torch.device
+    steps: int
+    folder: Path
+
+    def place(self) -> Workplace:
+        return Workplace(self.recipe)
+
+    def model(self, device: torch.device) -> FusionModel:
+        """In eval mode, the same every time."""
+        place = self.place()
+        return place.model_on_host(place.checkpoint).to(device)
+
+
+CPU = torch.device("cpu")
+
+
+def difference(found: Tensor, wanted: Tensor) -> float:
+    """Largest difference over the largest magnitude."""
+    found, wanted = found.detach().cpu().double(), wanted.detach().cpu().double()
+    return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
+
+
+def batch_of(place: Workplace, count: int) -> FrameBatch:
+    return collate([place.train[index].inputs for index in range(count)], place.geometry)
+
+
+def check_forward(subject: Subject) -> Record:
+    """Both branches' maps and the heatmap; proposals after it may be chosen otherwise where they tie."""
+    batch, found = batch_of(subject.place(), 1), []
+    for device in (CPU, subject.device):
+        model = subject.model(device)
+        with torch.inference_mode():
+            there = batch.to(device)
+            maps = {"camera": model.camera_branch(there), "lidar": model.lidar_branch(there)}
+            found.append(maps | {"heatmap": model(there).dense_heatmap})
+    record: Record = {name: difference(found[1][name], wanted) for name, wanted in found[0].items()}
+    return record | {"passed": max(record.values()) <= FORWARD}
+
+
+def check_gradients(subject: Subject) -> Record:
+    """Loss and gradients of a training step; batch norms take the statistics of its frames."""
+    place, objective = subject.place(), detection_objective(TrainRecipe())
+    samples, losses, gradients = [place.train[index] for index in range(2)], [], []
+    for device in (CPU, subject.device):
+        model = subject.model(device).train()
+        terms = objective(model, samples)
+        terms.total.backward()  # type: ignore[no-untyped-call]
+        losses.append(float(terms.total.detach()))
+        gradients.append(torch.cat([p.grad.flatten().cpu() for p in model.parameters() if p.grad is not None]))
+    apart = float((gradients[1] - gradients[0]).norm() / gradients[0].norm())
+    return {"loss_cpu": losses[0], "loss": losses[1], "gradient": apart, "passed": apart <= GRADIENT}
+
+
+def check_scores(subject: Subject) -> Record:
+    """AlterMOMA on a few frames."""
+    place, scores, seconds = subject.place(), [], []
+    recipe = place.recipe.prune
+    for device in (CPU, subject.device):
+        model = subject.model(device)
+        forget_memory(device)
+        started = time.monotonic()
+        found = score(model, fusion_groups(model), scoring_batches(place), recipe, task_loss)
+        seconds.append(time.monotonic() - started)
+        scores.append(torch.cat([vector.double() for vector in found.values()]))
+    alike = float(torch.corrcoef(torch.stack(scores))[0, 1])
+    memory = memory_mib(subject.device)
+    return {
+        "correlation": alike,
+        "seconds_cpu": seconds[0],
+        "seconds": seconds[1],
+        "memory_mib": memory,
+        "passed": alike >= SCORES,
+    }
+
+
+def forget_memory(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def memory_mib(device: torch.device) -> float:
+    """Most that tensors took on the device; 0 on a CPU, where torch does not count."""
+    return torch.cuda.max_memory_allocated(device) / (1 << 20) if device.type == "cuda" else 0.0
+
+
+def check_training(subject: Subject, precision: TrainPrecision, accumulate: int) -> Record:
+    """A few steps; then the same killed in the middle and run again."""
+    recipe = TrainRecipe(steps=subject.steps, batch_size=2, checkpoint_every=max(subject.steps // 2, 1), lr=2e-4)
+    compute = ComputeRecipe(precision=precision, accumulate=accumulate, workers=subject.recipe.compute.workers)
+    place, clock = subject.place(), [0.0]
+    half = max(subject.steps // 2, 1)
+
+    def stop(report: StepReport) -> None:
+        if report.step == half:
+            raise StoppedError
+
+    def tick(report: StepReport) -> None:
+        if report.step == half:
+            clock[0] = time.monotonic()
+
+    def run(name: str, on_step: Callable[[StepReport], None] | None) -> FusionModel:
+        folder = subject.folder / f"{precision}-{accumulate}-{name}"
+        return train(
+            subject.model(subject.device), place.train, recipe, folder=folder, on_step=on_step, compute=compute
+        ).model
+
+    shutil.rmtree(subject.folder, ignore_errors=True)  # of a check that was killed
+    forget_memory(subject.device)
+    whole = run("whole", tick)
+    spent = time.monotonic() - clock[0]
+    memory = memory_mib(subject.device)
+    try:
+        run("cut", stop)
+    except StoppedError:
+        resumed = run("cut", None)
+    lines = read_log(subject.folder / f"{precision}-{accumulate}-whole" / "training_log.jsonl")
+    computed = sum(line["seconds"] for line in lines[half:])
+    apart = moved_apart(subject.model(CPU), whole, resumed)
+    finite = all(line["total"] is not None for line in lines)
+    return {
+        "steps_per_s": (subject.steps - half) / spent,
+        "memory_mib": memory,
+        "waited": max(0.0, 1 - computed / spent),
+        "first_loss": lines[0]["total"],
+        "last_loss": lines[-1]["total"],
+        "skipped": sum(line.get("skipped", 0) for line in lines),
+        "resumed_apart": apart,
+        "passed": finite,
+    }
+
+
+def moved_apart(start: nn.Module, one: nn.Module, other: nn.Module) -> float:
+    """How far two trained models are apart, over how far the first one came."""
+
+    def flat(model: nn.Module) -> Tensor:
+        return torch.cat([p.detach().cpu().flatten() for p in model.parameters()])
+
+    begun, ended = flat(start), flat(one)
+    return float((flat(other) - ended).norm() / (ended - begun).norm().clamp(min=1e-12))
+
+
+def check_detections(subject: Subject) -> Record:
+    """Boxes of the validation frames."""
+    place, boxes, seconds = subject.place(), [], []
+    for device in (CPU, subject.device):
+        model = subject.model(device)
+        started = time.monotonic()
+        boxes.append(predict(model, place.val))
+        seconds.append(time.monotonic() - started)
+    found = compare(boxes[0], boxes[1])
+    return dataclasses.asdict(found) | {
+        "frames_per_s_cpu": len(place.val) / seconds[0],
+        "frames_per_s": len(place.val) / seconds[1],
+        "passed": found.matched >= 0.99,
+    }
+
+
+def checks_of(subject: Subject) -> dict[str, Callable[[], Record]]:
+    """Every check by name, cheap ones first."""
+    precisions: list[TrainPrecision] = ["fp32", "tf32", "bf16", "fp16"]
+    if subject.device.type == "cpu":
+        precisions = ["fp32", "bf16"]
+    found: dict[str, Callable[[], Record]] = {
+        "forward": lambda: check_forward(subject),
+        "gradients": lambda: check_gradients(subject),
+        "scores": lambda: check_scores(subject),
+        "detections": lambda: check_detections(subject),
+    }
+    for precision in precisions:
+        found[f"training {precision}"] = lambda precision=precision: check_training(subject, precision, 1)  # type: ignore[misc]
+    found["training fp32 in 2 parts"] = lambda: check_training(subject, "fp32", 2)
+    return found
+
+
+def markdown(machine: str, result: dict[str, dict[str, Record]]) -> str:
+    """One table per model: a line for each check with all of its figures."""
+    parts = ["# Training on a GPU", machine]
+    for name, checks in result.items():
+        rows = ["| check | passed | figures |", "|---|---|---|"]
+        rows += [f"| {check} | {_verdict(record)} | {_figures(record)} |" for check, record in checks.items()]
+        parts += [f"## {name}", "\n".join(rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _verdict(record: Record) -> str:
+    return "yes" if record["passed"] else "**no**"
+
+
+def _figures(record: Record) -> str:
+    numbers = {k: v for k, v in record.items() if isinstance(v, int | float) and k != "passed"}
+    return ", ".join(f"{name} {number:.4g}" for name, number in numbers.items()) or str(record.get("error", ""))
+
+
+def subject_of(name: str, out: Path, device: torch.device, *, steps: int, workers: int) -> Subject:
+    """The model's weights are made once, random ones where the package has none."""
+    data = DataRecipe(root=str(out / "world"))
+    recipe = Recipe(model=name, data=data, compute=ComputeRecipe(device=cast(Literal["cpu", "cuda"], device.type)))
+    recipe = dataclasses.replace(recipe, compute=dataclasses.replace(recipe.compute, workers=workers))
+    weights = out / f"{name}.safetensors"
+    if name != "bevfusion-tiny":
+        if not weights.is_file():
+            say(f"random weights for {name}")
+            place = Workplace(recipe)
+            model = random_model(name, lambda _: batch_of(place, 1))
+            save_checkpoint(weights, model.state_dict(), describe(model, name))
+        recipe = dataclasses.replace(recipe, checkpoint=str(weights))
+    prune = dataclasses.replace(
+        recipe.prune, score_batches=2, reactivation_batches=2, reri_batches=1, batch_size=1, channel_step=8
+    )
+    recipe = with_open_keys_filled(dataclasses.replace(recipe, prune=prune))
+    return Subject(name=name, recipe=recipe, device=device, steps=steps, folder=out / "training" / name)
+
+
+def run_checks(subjects: Sequence[Subject], out: Path) -> dict[str, dict[str, Record]]:
+    """Does what result.json lacks, and keeps it up to date; a check that fails does not end the others."""
+    file = out / "result.json"
+    result: dict[str, dict[str, Record]] = read_json(file) if file.is_file() else {}
+    machine = describe_device(subjects[0].device) + f", torch {torch.__version__}"
+    for subject in subjects:
+        done = result.setdefault(subject.name, {})
+        for name, check in checks_of(subject).items():
+            if name in done:
+                continue
+            say(f"{subject.name}: {name} ...")
+            try:
+                done[name] = check()
+            except Exception as error:  # whatever it is, it is a result of this check
+                done[name] = {"passed": False, "error": f"{type(error).__name__}: {error}".splitlines()[0]}
+            write_json(file, result)
+            write_text(out / "result.md", markdown(machine, result))
+    return result
+
+
+def main(
+    *,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for everything that is found.")] = Path("gpu_train"),
+    models: Annotated[
+        list[str] | None,
+        typer.Option("--model", help="Presets; bevfusion-tiny and -mit-r50-second without it."),
+    ] = None,
+    device: Annotated[Literal["cuda", "cpu"], typer.Option(help="cpu tries the script out.")] = "cuda",
+    steps: Annotated[int, typer.Option(min=2, help="Training steps of each precision.")] = 20,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read frames.")] = 4,
+    keyframes: Annotated[int, typer.Option(min=2, help="Of each of the two scenes.")] = 12,
+) -> None:
+    """Checks and times training, scores and evaluation on a GPU."""
+    chosen = choose_device(device)
+    if not (out / "world").is_dir():
+        write_world(out / "world", names=SCENES, keyframes=keyframes)
+    names = models or ["bevfusion-tiny", "bevfusion-mit-r50-second"]
+    subjects = [subject_of(name, out, chosen, steps=steps, workers=workers) for name in names]
+    result = run_checks(subjects, out)
+    print((out / "result.md").read_text(encoding="utf-8"))
+    passed = all(record["passed"] for checks in result.values() for record in checks.values())
+    raise typer.Exit(0 if passed else 1)
+
+
+if __name__ == "__main__":
+    run_app(lambda: typer.run(main))

@@ -1,0 +1,67 @@
+"""scripts/gpu_train_check.py: what it finds is kept, and one check that fails does not end the others."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "gpu_train_check.py"
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("gpu_train_check_script", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_check_is_done_once_and_failures_are_results(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+
+    def fine() -> dict[str, object]:
+        called.append("fine")
+        return {"passed": True, "steps_per_s": 2.0}
+
+    def broken() -> dict[str, object]:
+        called.append("broken")
+        raise RuntimeError("out of memory\nand more")
+
+    monkeypatch.setattr(script, "checks_of", lambda _: {"broken": broken, "fine": fine})
+    subject = SimpleNamespace(name="model", device=torch.device("cpu"))
+    first = script.run_checks([subject], tmp_path)
+    assert first == script.run_checks([subject], tmp_path)
+    assert called == ["broken", "fine"]
+    text = (tmp_path / "result.md").read_text()
+    assert "| fine | yes | steps_per_s 2 |" in text
+    assert "| broken | **no** | RuntimeError: out of memory |" in text
+
+
+def test_distances(script: ModuleType) -> None:
+    assert script.difference(torch.tensor([1.0, -4.0]), torch.tensor([1.5, -4.0])) == pytest.approx(0.125)
+    start, one, other = (nn.Linear(1, 1, bias=False) for _ in range(3))
+    for layer, value in ((start, 1.0), (one, 3.0), (other, 2.5)):
+        nn.init.constant_(layer.weight, value)
+    assert script.moved_apart(start, one, other) == pytest.approx(0.25)
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
+def test_everything_agrees_on_a_gpu(script: ModuleType, tmp_path: Path) -> None:
+    script.write_world(tmp_path / "world", names=script.SCENES, keyframes=3)
+    device = script.choose_device("cuda")
+    subject = script.subject_of("bevfusion-tiny", tmp_path, device, steps=6, workers=2)
+    for name, record in script.run_checks([subject], tmp_path)["bevfusion-tiny"].items():
+        assert record["passed"], (name, record)
