@@ -12,12 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bevfusion_pair import Comparison, Row, build_pair
-from mmdet3d_standins import install
 
 from altermoma.data.nuscenes import NuScenesReader
 
 pytestmark = [pytest.mark.reference, pytest.mark.real, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
-CHECKOUT = "ALTERMOMA_MMDET3D"
 LOOSE = {
     # Pixels on whose edge a point falls, and lifted points on a cell's edge: float32 in another order.
     "depth image": 2e-3,
@@ -26,21 +24,6 @@ LOOSE = {
 TOLERANCE = 1e-4
 WHOLE = 1e-2
 """With those pixels and points; a near tie that enters the proposals changes what the others attend to."""
-
-
-@pytest.fixture(scope="module")
-def checkout() -> Path:
-    """Root of the mmdetection3d checkout, with its BEVFusion project imported."""
-    if CHECKOUT not in os.environ:
-        pytest.skip(f"{CHECKOUT} names no mmdetection3d checkout")
-    if os.environ.get("OMP_NUM_THREADS") != "1":
-        pytest.skip("spconv's CPU kernels race with more than one OpenMP thread: set OMP_NUM_THREADS=1")
-    root = Path(os.environ[CHECKOUT])
-    try:
-        install(root)
-    except (ImportError, AssertionError) as error:
-        pytest.skip(f"mmdet3d's BEVFusion cannot be imported: {error}")
-    return root
 
 
 @pytest.mark.parametrize("preset", ["bevfusion-mit-swint-voxelnet", "bevfusion-mit-r101-second"])

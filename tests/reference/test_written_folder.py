@@ -5,13 +5,11 @@ Runs where mmdet3d and spconv are installed and ALTERMOMA_MMDET3D names an mmdet
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from mmdet3d_standins import install
 from small_bevfusion import SMALL_SWIN, pruned_model, small_model
 from written_folder import build_mmdet3d, random_sample, stages, train_on_cpu
 
@@ -21,7 +19,6 @@ from altermoma.checkpoints.mmdet3d.write import write_mmdet3d
 from altermoma.models.presets import PRESETS
 
 pytestmark = [pytest.mark.reference, pytest.mark.filterwarnings("ignore")]
-CHECKOUT = "ALTERMOMA_MMDET3D"
 OFFICIAL = "projects/BEVFusion/configs/bevfusion_lidar-cam_voxel0075_second_secfpn_8xb4-cyclic-20e_nus-3d.py"
 MODELS = {
     "dense": small_model,
@@ -31,23 +28,8 @@ MODELS = {
 }
 
 
-@pytest.fixture(scope="module")
-def project() -> Path:
-    """Root of the mmdetection3d checkout, with its BEVFusion project imported."""
-    if CHECKOUT not in os.environ:
-        pytest.skip(f"{CHECKOUT} names no mmdetection3d checkout")
-    if os.environ.get("OMP_NUM_THREADS") != "1":
-        pytest.skip("spconv's CPU kernels race with more than one OpenMP thread: set OMP_NUM_THREADS=1")
-    root = Path(os.environ[CHECKOUT])
-    try:
-        install(root)
-    except (ImportError, AssertionError) as error:
-        pytest.skip(f"mmdet3d's BEVFusion cannot be imported: {error}")
-    return root
-
-
 @pytest.mark.parametrize("kind", MODELS)
-def test_mmdet3d_computes_what_we_compute_from_a_written_folder(kind: str, project: Path, tmp_path: Path) -> None:
+def test_mmdet3d_computes_what_we_compute_from_a_written_folder(kind: str, checkout: Path, tmp_path: Path) -> None:
     model = MODELS[kind]()
     write_mmdet3d(model, tmp_path, sweeps=10)
     compared = 0
@@ -61,7 +43,7 @@ def test_mmdet3d_computes_what_we_compute_from_a_written_folder(kind: str, proje
 
 @pytest.mark.parametrize("kind", ["pruned", "pruned Swin"])
 def test_mmdet3d_trains_a_written_folder(
-    kind: str, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Loss, a gradient for every parameter that is trained, and pipelines that can be built."""
     train_on_cpu(monkeypatch)
@@ -82,11 +64,11 @@ def test_mmdet3d_trains_a_written_folder(
             TRANSFORMS.build(step)
 
 
-def test_the_official_configuration_and_its_checkpoint_are_the_preset(project: Path, tmp_path: Path) -> None:
-    adapted = read_file(project / OFFICIAL)
+def test_the_official_configuration_and_its_checkpoint_are_the_preset(checkout: Path, tmp_path: Path) -> None:
+    adapted = read_file(checkout / OFFICIAL)
     assert adapted.model == PRESETS["bevfusion-mit-swint-voxelnet"]
     assert (adapted.pruned, adapted.sweeps) == (False, 10)
-    theirs = _official_model(project / OFFICIAL)
+    theirs = _official_model(checkout / OFFICIAL)
     torch.save({"state_dict": theirs.state_dict()}, tmp_path / "epoch_6.pth")
     loaded = load_foreign(tmp_path / "epoch_6.pth", adapted.model, name="it")
     assert len(loaded.set_aside) == 4
@@ -103,7 +85,7 @@ def _official_model(path: Path) -> Any:
     return REGISTRY.build(config.model)
 
 
-def test_a_checkpoint_of_a_runner_is_read(project: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_a_runner_is_read(checkout: Path, tmp_path: Path) -> None:
     """As mmengine writes it: with its log, which torch alone refuses to read."""
     import numpy as np
     from mmengine.logging import MessageHub
