@@ -220,7 +220,7 @@ class Comparison:
         scores = other["dense_heatmap"].sigmoid()
         drift = choice_drift(*(tensor.numpy() for tensor in (chosen, scores, head.margins(scores), free)))
         alike = len(set(free[0].tolist()) & set(chosen[0].tolist()))
-        note = f"{alike} of {chosen.shape[1]} alike, the others tie"
+        note = f"{alike} of {chosen.shape[1]} alike"
         yield Row(stage=f"{name}, choice of proposals", error=drift.needed / drift.largest, note=note)
         for branch in (*BRANCHES, "heatmap"):
             yield Row(stage=f"{name}, {branch} of proposals", error=relative(getattr(own, branch), other[branch]))

@@ -22,8 +22,8 @@ LOOSE = {
     "BEV pooling, all cells": 2e-2,
 }
 TOLERANCE = 1e-4
-WHOLE = 1e-2
-"""With those pixels and points; a near tie that enters the proposals changes what the others attend to."""
+WHOLE = 2e-3
+"""With those pixels and points."""
 
 
 @pytest.mark.parametrize("preset", ["bevfusion-mit-swint-voxelnet", "bevfusion-mit-r101-second"])
