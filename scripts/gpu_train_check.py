@@ -21,17 +21,22 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
+import numpy as np
 import torch
 import typer
+from PIL import Image
 from torch import Tensor, nn
 
 from altermoma.checkpoints.io import describe, save_checkpoint
 from altermoma.cli.console import run_app
+from altermoma.data.nuscenes import NuScenesReader
 from altermoma.data.synth import write_world
 from altermoma.evaluation.predict import predict
+from altermoma.frames import Frame
 from altermoma.models.batch import FrameBatch, collate
 from altermoma.models.devices import choose_device, describe_device
 from altermoma.models.fusion import FusionModel
@@ -52,6 +57,8 @@ from altermoma.workflow.scoring import scoring_batches, with_open_keys_filled
 SCENES = ("scene-0061", "scene-0103")
 """One of mini_train, one of mini_val."""
 
+NATIVE_HW = (900, 1600)
+
 FORWARD, GRADIENT, SCORES = 1e-3, 1e-2, 0.999
 """Largest difference of an output over its magnitude; of all gradients as one vector; least correlation of scores."""
 
@@ -60,6 +67,26 @@ Record = dict[str, Any]
 
 class StoppedError(Exception):
     """Stands for a kill."""
+
+
+class LargeReader(NuScenesReader):
+    """The synthetic world with pictures of nuScenes's size, which presets at the paper's scale want."""
+
+    def read(self, token: str) -> Frame:
+        frame = super().read(token)
+        height, width = NATIVE_HW
+        scale = width / frame.calibration.image_hw[1]
+        pictures = [np.asarray(Image.fromarray(picture).resize((width, height))) for picture in frame.images_vhw3]
+        intrinsics = frame.calibration.intrinsics_v33.copy()
+        intrinsics[:, :2] *= scale
+        calibration = dataclasses.replace(frame.calibration, intrinsics_v33=intrinsics, image_hw=NATIVE_HW)
+        return dataclasses.replace(frame, images_vhw3=np.stack(pictures), calibration=calibration)
+
+
+class LargePlace(Workplace):
+    @cached_property
+    def reader(self) -> NuScenesReader:
+        return LargeReader(self.root, self.recipe.data.version, sweeps=self.recipe.data.sweeps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +100,7 @@ class Subject:
     folder: Path
 
     def place(self) -> Workplace:
-        return Workplace(self.recipe)
+        return LargePlace(self.recipe)
 
     def model(self, device: torch.device) -> FusionModel:
         """In eval mode, the same every time."""
@@ -271,7 +298,7 @@ def subject_of(name: str, out: Path, device: torch.device, *, steps: int, worker
     if name != "bevfusion-tiny":
         if not weights.is_file():
             say(f"random weights for {name}")
-            place = Workplace(recipe)
+            place = LargePlace(recipe)
             model = random_model(name, lambda _: batch_of(place, 1))
             save_checkpoint(weights, model.state_dict(), describe(model, name))
         recipe = dataclasses.replace(recipe, checkpoint=str(weights))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from altermoma.data.dataset import FrameDataset, Sample, prefetch
+from altermoma.data.dataset import FrameDataset, prefetch
 from altermoma.data.map_masks import MAP_TRUTH
 from altermoma.errors import DataError
 from altermoma.evaluation.map_eval import MapIou, MapScores
@@ -19,6 +19,9 @@ from altermoma.ops.decode import decode, decode_map
 from altermoma.progress import track
 
 if TYPE_CHECKING:
+    import torch
+
+    from altermoma.models.batch import FrameBatch
     from altermoma.models.fusion import FusionModel
 
 Arrays = Mapping[str, NDArray[np.generic]]
@@ -80,18 +83,16 @@ def detect(
     """
     import torch
 
-    from altermoma.models.batch import collate
     from altermoma.models.devices import device_of
     from altermoma.models.modes import eval_mode
 
     device = device_of(model)
     firsts = range(start, len(dataset), batch_size)
     with eval_mode(model):
-        for samples in track(prefetch(_groups(dataset, firsts)), "Detecting", total=len(firsts)):
-            batch = collate([sample.inputs for sample in samples], dataset.geometry).to(device)
+        for tokens, batch in track(prefetch(_joined(dataset, firsts, device)), "Detecting", total=len(firsts)):
             with torch.inference_mode():
-                boxes = decode(head_arrays(model(batch, masked=masked)), dataset.geometry)
-            yield from zip((sample.token for sample in samples), boxes, strict=True)
+                boxes = decode(head_arrays(model(batch.to(device), masked=masked)), dataset.geometry)
+            yield from zip(tokens, boxes, strict=True)
 
 
 def run_torch(model: FusionModel, geometry: Geometry) -> Run:
@@ -128,6 +129,11 @@ def head_arrays(outputs: Any) -> dict[str, NDArray[np.generic]]:
     return {field.name: getattr(outputs, field.name).detach().cpu().numpy() for field in fields}
 
 
-def _groups(dataset: FrameDataset, firsts: range) -> Iterator[list[Sample]]:
+def _joined(dataset: FrameDataset, firsts: range, device: torch.device) -> Iterator[tuple[list[str], FrameBatch]]:
+    """Tokens and inputs of several frames at a time; for a GPU in memory that it reads by itself."""
+    from altermoma.models.batch import collate
+
     for first in firsts:
-        yield [dataset[index] for index in range(first, min(first + firsts.step, len(dataset)))]
+        samples = [dataset[index] for index in range(first, min(first + firsts.step, len(dataset)))]
+        batch = collate([sample.inputs for sample in samples], dataset.geometry)
+        yield [sample.token for sample in samples], batch.pinned() if device.type == "cuda" else batch

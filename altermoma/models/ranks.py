@@ -149,7 +149,10 @@ def process_group(device: torch.device) -> Iterator[Ranks]:
         yield ALONE
         return
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        if device.type == "cuda":
+            dist.init_process_group("nccl", device_id=device)
+        else:
+            dist.init_process_group("gloo")
     except (RuntimeError, ValueError) as error:
         raise RecipeError(
             f"{started_together()} processes were started, and this one cannot reach the others: {error}",

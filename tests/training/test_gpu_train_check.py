@@ -7,9 +7,14 @@ import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+
+from altermoma.data.nuscenes import NuScenesReader
+from altermoma.models.presets import config_of
+from altermoma.ops.images import resize_crop
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "gpu_train_check.py"
 
@@ -46,6 +51,20 @@ def test_every_check_is_done_once_and_failures_are_results(
     text = (tmp_path / "result.md").read_text()
     assert "| fine | yes | steps_per_s 2 |" in text
     assert "| broken | **no** | RuntimeError: out of memory |" in text
+
+
+def test_frames_are_large_enough_for_presets_at_the_papers_scale(script: ModuleType, tmp_path: Path) -> None:
+    script.write_world(tmp_path / "world", names=["scene-0061"], keyframes=1, jobs=1)
+    small = NuScenesReader(tmp_path / "world", "v1.0-mini")
+    (token,) = small.tokens("mini_train")
+    frame, large = small.read(token), script.LargeReader(tmp_path / "world", "v1.0-mini").read(token)
+    geometry = config_of("bevfusion-mit-r50-second").geometry
+    assert resize_crop(large.images_vhw3, geometry.image).shape == (6, 256, 704, 3)
+    # A point of the scene is at the same place of the picture.
+    point = np.array([1.0, -0.5, 12.0])
+    for before, after in zip(frame.calibration.intrinsics_v33, large.calibration.intrinsics_v33, strict=True):
+        place, larger = before @ point, after @ point
+        np.testing.assert_allclose(larger[:2] / larger[2] / 2.5, place[:2] / place[2])
 
 
 def test_distances(script: ModuleType) -> None:
