@@ -39,12 +39,14 @@ class Adopted:
         model: at its widths, in eval mode.
         preset: whose stage contract the model keeps.
         sweeps: LiDAR sweeps per frame that it was trained with; None where nothing says it.
+        repeat_key: whether frames without earlier sweeps had their key sweep in place of them.
         foreign: how a .pth was read; None for our own files.
     """
 
     model: FusionModel
     preset: str
     sweeps: int | None = None
+    repeat_key: bool = False
     foreign: Loaded | None = None
 
 
@@ -77,7 +79,9 @@ def open_checkpoint(path: Path, *, preset: str | None = None, mmdet3d_config: Pa
                 f"{mmdet3d_config.name} is a {family}", expected=f"a {preset}", remedy="leave out --model"
             )
         loaded = load_foreign(path, adapted.model, name=mmdet3d_config.name, pruned=adapted.pruned)
-        return Adopted(model=loaded.model, preset=family, sweeps=adapted.sweeps, foreign=loaded)
+        return Adopted(
+            model=loaded.model, preset=family, sweeps=adapted.sweeps, repeat_key=adapted.repeat_key, foreign=loaded
+        )
     if preset is None:
         raise CheckpointError(
             f"{path.name} does not say which model its weights are of",

@@ -53,7 +53,7 @@ def _ours(adopted: Adopted, folder: Path, sweeps: int, source: str) -> None:
 
     weights = folder / "model.safetensors"
     save_adopted(weights, adopted, source=source)
-    data = DataRecipe(sweeps=sweeps)
+    data = DataRecipe(sweeps=sweeps, repeat_key=adopted.repeat_key)
     recipe = Recipe(name=adopted.preset, model=adopted.preset, checkpoint=str(weights.resolve()), data=data)
     if adopted.foreign is not None:
         recipe = at_full_size(recipe)

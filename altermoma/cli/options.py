@@ -155,7 +155,9 @@ def _adapted(recipe: Recipe, config: Path) -> Recipe:
         name=adopted.preset if recipe.name == recipe.model else recipe.name,
         model=adopted.preset,
         checkpoint=str(file),
-        data=dataclasses.replace(recipe.data, sweeps=adopted.sweeps or recipe.data.sweeps),
+        data=dataclasses.replace(
+            recipe.data, sweeps=adopted.sweeps or recipe.data.sweeps, repeat_key=adopted.repeat_key
+        ),
     )
 
 

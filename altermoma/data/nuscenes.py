@@ -58,13 +58,14 @@ class NuScenesReader:
         root: folder that holds `samples/`, `sweeps/` and the version folder with the tables.
         version: such as v1.0-mini.
         sweeps: LiDAR sweeps merged per frame, the key sweep included.
+        repeat_key: a frame without earlier sweeps has its key sweep in their place, without close returns.
 
     Raises:
         DataError: no such folder or version, or unusable tables.
     """
 
-    def __init__(self, root: Path, version: str, sweeps: int = 3) -> None:
-        self.root, self.version, self.sweeps = Path(root), version, sweeps
+    def __init__(self, root: Path, version: str, sweeps: int = 3, *, repeat_key: bool = False) -> None:
+        self.root, self.version, self.sweeps, self.repeat_key = Path(root), version, sweeps, repeat_key
         if sweeps < 1:
             raise DataError(f"sweeps = {sweeps}", expected="at least 1, the key sweep")
         if not (self.root / version).is_dir():
@@ -176,7 +177,7 @@ class NuScenesReader:
         for index in range(self.sweeps):
             raw_p4 = read_sweep(self.root / current.filename)
             if index:
-                raw_p4 = raw_p4[(np.abs(raw_p4[:, :2]) >= CLOSE).any(axis=1)]
+                raw_p4 = raw_p4[_far(raw_p4)]
             points_p5 = np.empty((len(raw_p4), 5), np.float32)
             points_p5[:, 3] = raw_p4[:, 3]
             points_p5[:, 4] = 1e-6 * (key.timestamp - current.timestamp)
@@ -189,6 +190,8 @@ class NuScenesReader:
             if not current.previous:
                 break
             current = self._by_token(current.previous)
+        if self.repeat_key and len(parts) == 1:
+            parts += [parts[0][_far(parts[0])]] * (self.sweeps - 1)
         return np.concatenate(parts)
 
     def _calibration(self, token: str, image_hw: tuple[int, int]) -> Calibration:
@@ -279,3 +282,9 @@ class NuScenesReader:
                 f"no ego_pose {item.pose!r}", expected="the pose of every sample_data record", remedy=_TABLES
             )
         return pose.matrix(f"ego_pose {item.pose}")
+
+
+def _far(points: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Returns that are not of the vehicle itself."""
+    far: NDArray[np.bool_] = (np.abs(points[:, :2]) >= CLOSE).any(axis=1)
+    return far

@@ -26,6 +26,9 @@ class DataRecipe:
     """Where frames come from. An empty root means the synthetic world, made on first use and cached.
 
     Attributes:
+        sweeps: LiDAR sweeps merged per frame, the key sweep included.
+        repeat_key: a frame without earlier sweeps has its key sweep once for each, without what is close, as mmdet3d's
+            `pad_empty_sweeps`.
         map_masks: folder with the truth of the map head, for models that have one (altermoma.data.map_masks).
     """
 
@@ -34,6 +37,7 @@ class DataRecipe:
     train_split: str = "mini_train"
     val_split: str = "mini_val"
     sweeps: int = 3
+    repeat_key: bool = False
     map_masks: str = ""
     synth_scenes: int = 10
     synth_seed: int = 7

@@ -55,7 +55,8 @@ class Workplace:
 
     @cached_property
     def reader(self) -> NuScenesReader:
-        return NuScenesReader(self.root, self.recipe.data.version, sweeps=self.recipe.data.sweeps)
+        data = self.recipe.data
+        return NuScenesReader(self.root, data.version, sweeps=data.sweeps, repeat_key=data.repeat_key)
 
     @cached_property
     def config(self) -> ModelConfig:

@@ -74,7 +74,7 @@ def test_a_model_belongs_to_the_preset_of_its_interface() -> None:
 
 def test_a_configuration_and_its_checkpoint_become_a_recipe_and_its_model(narrow: Written, tmp_path: Path) -> None:
     recipe = load_recipe(None, checkpoint=narrow.weights, mmdet3d_config=narrow.config)
-    assert (recipe.name, recipe.model, recipe.data.sweeps) == (R50, R50, 7)
+    assert (recipe.name, recipe.model, recipe.data.sweeps, recipe.data.repeat_key) == (R50, R50, 7, True)
     assert Path(recipe.checkpoint).parent == tmp_path / "cache"
     place = Workplace(recipe)
     assert place.config == NARROW

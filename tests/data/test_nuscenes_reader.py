@@ -95,6 +95,18 @@ def test_sweeps_of_a_later_frame_are_merged(tiny_nuscenes: Path) -> None:
     np.testing.assert_allclose(lags, [0, 1 / 6, 1 / 3], atol=1e-5)
 
 
+def test_a_frame_without_earlier_sweeps_repeats_its_key_sweep(tiny_nuscenes: Path) -> None:
+    """As mmdet3d's LoadPointsFromMultiSweeps with pad_empty_sweeps and remove_close; others are as they were."""
+    once, often = (NuScenesReader(tiny_nuscenes, VERSION, sweeps=4, repeat_key=repeat) for repeat in (False, True))
+    alone = [token for token in once.tokens("mini_val") if not once.read(token).points_p5[:, 4].any()]
+    assert alone
+    key, padded = once.read(alone[0]).points_p5, often.read(alone[0]).points_p5
+    far = key[~((np.abs(key[:, 0]) < 1.0) & (np.abs(key[:, 1]) < 1.0))]
+    np.testing.assert_array_equal(padded, np.concatenate([key, far, far, far]))
+    merged = once.tokens("mini_val")[-1]
+    np.testing.assert_array_equal(once.read(merged).points_p5, often.read(merged).points_p5)
+
+
 def test_projections_match_the_devkit(pair: tuple[NuScenesReader, Any]) -> None:
     reader, devkit = pair
     reader = NuScenesReader(reader.root, VERSION, sweeps=1)

@@ -15,30 +15,32 @@ class Pipeline:
     """Attributes:
     resize: factor on native pictures before they are cropped.
     sweeps: merged per frame, the key sweep included.
+    repeat_key: frames without earlier sweeps have their key sweep in place of them.
     """
 
     resize: float
     sweeps: int
+    repeat_key: bool
 
 
 def read_pipeline(config: Mapping[str, Any], image_hw: tuple[int, ...], point_range: tuple[float, ...]) -> Pipeline:
     """The pipeline of `test_dataloader`, or `test_pipeline` where there is none."""
     steps, path = _steps(config)
-    resize, sweeps = None, 1
+    resize, sweeps, repeat_key = None, 1, False
     for index, step in enumerate(steps):
         with Fields(step, f"{path}[{index}]") as fields:
             kind = fields.kind(*_STEPS, "ImageAug3D", "LoadPointsFromMultiSweeps", "PointsRangeFilter")
             if kind == "ImageAug3D":
                 resize = _image(fields, image_hw)
             elif kind == "LoadPointsFromMultiSweeps":
-                sweeps = 1 + _sweeps(fields)
+                sweeps, repeat_key = 1 + _sweeps(fields), fields.get("pad_empty_sweeps", False) is True
             elif kind == "PointsRangeFilter":
                 fields.must("point_cloud_range", point_range)
             else:
                 _STEPS[kind](fields)
     if resize is None:
         raise UnsupportedError(f"{path} has no ImageAug3D", expected="pictures resized and cropped by ImageAug3D")
-    return Pipeline(resize=resize, sweeps=sweeps)
+    return Pipeline(resize=resize, sweeps=sweeps, repeat_key=repeat_key)
 
 
 def _steps(config: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
@@ -65,7 +67,7 @@ def _sweeps(fields: Fields) -> int:
     fields.must("load_dim", 5, default=5)
     _columns(fields, default=[0, 1, 2, 4])
     fields.must("remove_close", True, default=False)
-    fields.skip("backend_args", "pad_empty_sweeps", "test_mode")
+    fields.skip("backend_args", "test_mode")
     return fields.integer("sweeps_num", 10)
 
 

@@ -25,11 +25,13 @@ class Adapted:
         model: the dense model.
         pruned: whether its checkpoint has other widths.
         sweeps: LiDAR sweeps merged per frame, the key sweep included.
+        repeat_key: frames without earlier sweeps have their key sweep in place of them.
     """
 
     model: ModelConfig
     pruned: bool
     sweeps: int
+    repeat_key: bool
 
 
 def read_file(path: Path) -> Adapted:
@@ -99,7 +101,7 @@ def adapt(config: dict[str, Any]) -> Adapted:
     _check_classes(config, head.classes)
     geometry = geometry_parts.with_reach(geometry, reach)
     found = ModelConfig(geometry=geometry, backbone=backbone, camera=camera, lidar=lidar, bev=bev, head=head)
-    return Adapted(model=found, pruned=kind == PRUNED, sweeps=pipeline.sweeps)
+    return Adapted(model=found, pruned=kind == PRUNED, sweeps=pipeline.sweeps, repeat_key=pipeline.repeat_key)
 
 
 def _check_classes(config: dict[str, Any], count: int) -> None:
