@@ -142,15 +142,12 @@ def decibels(expected: NDArray[Any], found: NDArray[Any]) -> float:
 def _shares(plans: Mapping[str, StagePlan], groups: frozenset[str], fp32: ExportResult) -> dict[str, Share]:
     """Multiply-adds on the reference frame; rows that change from frame to frame are counted by running the stage."""
     known = {**fp32.inputs, **fp32.reference}
-    found = {}
-    for name, plan in plans.items():
-        open_ended = [item.result for item in plan.products if item.macs is None]
-        found[name] = share_of(plan, groups, _rows(plan, open_ended, known))
-    return found
+    return {name: share_of(plan, groups, rows_of(plan, known)) for name, plan in plans.items()}
 
 
-def _rows(plan: StagePlan, tensors: list[str], known: Mapping[str, NDArray[Any]]) -> dict[str, int]:
-    """Rows of tensors on the reference frame, from their shapes alone."""
+def rows_of(plan: StagePlan, known: Mapping[str, NDArray[Any]]) -> dict[str, int]:
+    """Rows of the results of those products whose rows change from frame to frame, from their shapes alone."""
+    tensors = [item.result for item in plan.products if item.macs is None]
     if not tensors:
         return {}
     measured = copy_model(plan.graph)

@@ -7,7 +7,21 @@ from typing import Annotated
 import typer
 
 import altermoma
-from altermoma.cli import bench, build, convert, data, debug, evaluate, experiment, export, lint, prune, report, train
+from altermoma.cli import (
+    bench,
+    build,
+    calibrate,
+    convert,
+    data,
+    debug,
+    evaluate,
+    experiment,
+    export,
+    lint,
+    prune,
+    report,
+    train,
+)
 from altermoma.cli.console import new_app, run_app
 
 app = new_app(
@@ -34,6 +48,7 @@ app.add_typer(data.app, name="data")
 app.command("train")(train.train)
 app.command("convert")(convert.convert)
 app.command("prune")(prune.prune)
+app.command("calibrate")(calibrate.calibrate)
 app.command("export")(export.export)
 app.command("lint")(lint.lint)
 app.command("build")(build.build)

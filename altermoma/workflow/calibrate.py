@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import tomli_w
 from numpy.typing import NDArray
 
 from altermoma.calib.frames import (
@@ -32,9 +36,13 @@ from altermoma.workflow.place import Workplace
 
 if TYPE_CHECKING:
     from altermoma.calib.export_int8 import Int8Export
+    from altermoma.calib.search import Found
 
 MANIFEST_FILE = "calibration/frames.json"
 """Where a bundle names its calibration frames."""
+
+SENSITIVITY_FILE = "calibration/sensitivity.json"
+RECIPE_FILE = "calibration/recipe.toml"
 
 Statistics = dict[str, dict[str, TensorStatistics]]
 
@@ -56,8 +64,6 @@ class Calibrated:
 
     def notes(self) -> dict[str, bytes]:
         """What a bundle carries of it."""
-        import json
-
         frames = json.dumps(self.manifest.to_dict(), indent=1) + "\n"
         return {RANGES_FILE: self.ranges.to_text().encode(), MANIFEST_FILE: frames.encode()}
 
@@ -113,10 +119,25 @@ def int8_of(
 
     recipe = place.recipe
     calibrated = calibrate(place, fp32, geometry, folder, settings_of(recipe))
+    notes, groups = calibrated.notes(), calibrated.groups
+    if recipe.calibration.max_map_drop > 0:
+        from altermoma.workflow.sensitivity import search_groups
+
+        found = search_groups(place, fp32, calibrated, geometry, folder)
+        groups, notes = found.groups, notes | found_notes(found, calibrated.settings)
     tolerances = recipe.export.int8_tolerance, recipe.export.int8_frame_tolerance
     contract = load_contract(recipe.model)
-    found = export_int8(fp32, calibrated.plans, contract, calibrated.ranges, calibrated.groups, tolerances)
-    return found, calibrated.notes()
+    return export_int8(fp32, calibrated.plans, contract, calibrated.ranges, groups, tolerances), notes
+
+
+def found_notes(found: Found, settings: CalibrationSettings) -> dict[str, bytes]:
+    """What a search leaves: every group's harm, and a calibration recipe that makes the same choice without it."""
+    keep = (*settings.keep, *(f"^{re.escape(group)}$" for group in found.left_out))
+    recipe = dataclasses.replace(settings, keep=keep)
+    return {
+        SENSITIVITY_FILE: (json.dumps(found.to_dict(), indent=1) + "\n").encode(),
+        RECIPE_FILE: tomli_w.dumps(recipe.to_dict()).encode(),
+    }
 
 
 def ranges_of(

@@ -181,7 +181,24 @@ def _device(conditions: dict[str, Any]) -> str:
 
 def _notes(records: Records) -> tuple[str, ...]:
     findings = {finding for precision in records["export"].values() for finding in precision["findings"]}
-    return (*busy(records["bench"]["conditions"]), *(f"lint: {finding}" for finding in sorted(findings)))
+    return (
+        *busy(records["bench"]["conditions"]),
+        *int8_notes(records["export"]),
+        *(f"lint: {finding}" for finding in sorted(findings)),
+    )
+
+
+def int8_notes(export: dict[str, Any]) -> tuple[str, ...]:
+    """How much of the model is int8, and what each stage keeps of its signal."""
+    if "int8" not in export:
+        return ()
+    record = export["int8"]
+    stages = ", ".join(f"{stage} {share:.0%}" for stage, share in record["int8_macs_by_stage"].items())
+    worst = ", ".join(f"{stage} {min(db.values()):.0f} dB" for stage, db in record["signal_db"]["tensorrt"].items())
+    return (
+        f"int8: {record['int8_macs']:.0%} of the multiply-adds ({stages}); signal to noise of each stage in TensorRT's "
+        f"graphs: {worst}",
+    )
 
 
 def _sparsity(records: Records) -> SparseProducts:
