@@ -23,7 +23,7 @@ from altermoma.calib.scales import (
     weight_scales,
 )
 from altermoma.errors import ExportError
-from altermoma.export.graph import constant_values, copy_model, drop_dead, set_initializer, set_nodes
+from altermoma.export.graph import constant_values, consumers, copy_model, drop_dead, set_initializer, set_nodes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +79,7 @@ class _Inserter:
         self.behind: dict[str, list[onnx.NodeProto]] = {}
         self.first: list[onnx.NodeProto] = []
         self.weights: dict[str, str] = {}
+        self.readers = consumers(model)
 
     def _scale(self, key: str, names: tuple[str, ...], ranges: Mapping[str, Range]) -> Scale:
         missing = [name for name in names if name not in ranges]
@@ -167,8 +168,21 @@ class _Inserter:
         if product.weight not in self.weights:
             self.weights[product.weight] = self._stored_weight(product, weight, scales)
         node.input[1] = self.weights[product.weight]
-        if product.bias and self.dialect.results and product.bias in self.constants:
-            node.input[2] = self._stored_bias(product, scales)
+        if not self.dialect.results:
+            return
+        if product.bias in self.constants:
+            node.input[2] = self._stored_bias(product, product.bias, scales)
+        elif product.op == "MatMul":
+            self._bias_behind(product, scales)
+
+    def _bias_behind(self, product: Product, scales: NDArray[np.float32]) -> None:
+        """ONNX Runtime makes one product of a MatMul and the bias that is added to it: in int8 if the bias is int32."""
+        readers = self.readers.get(product.result, [])
+        if len(readers) != 1 or readers[0].op_type != "Add" or product.result in self.public:
+            return
+        for i, name in enumerate(readers[0].input):
+            if name in self.constants and self.constants[name].shape == scales.shape:
+                readers[0].input[i] = self._stored_bias(product, name, scales)
 
     def _stored_weight(self, product: Product, weight: NDArray[Any], scales: NDArray[np.float32]) -> str:
         name = product.weight
@@ -188,11 +202,11 @@ class _Inserter:
         self.first.append(_dequantise([whole, *numbers], f"{name}.dequantised", stem, axis=product.axis))
         return f"{name}.dequantised"
 
-    def _stored_bias(self, product: Product, scales: NDArray[np.float32]) -> str:
+    def _stored_bias(self, product: Product, bias: str, scales: NDArray[np.float32]) -> str:
         data = self.scales[self.placement.points[product.data]].scale
         name = f"{product.node}/bias"
         numbers = [
-            set_initializer(self.model, f"{name}.int32", rounded_bias(self.constants[product.bias], data, scales)),
+            set_initializer(self.model, f"{name}.int32", rounded_bias(self.constants[bias], data, scales)),
             set_initializer(self.model, f"{name}.scale", (data * scales).astype(np.float32)),
             set_initializer(self.model, f"{name}.zero_point", np.zeros(len(scales), np.int32)),
         ]

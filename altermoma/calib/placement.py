@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import onnx
 
 from altermoma.calib.products import PASSIVE, Product
-from altermoma.export.graph import consumers, initializers, producers
+from altermoma.export.graph import attribute, consumers, initializers, producers
 
 MOVING = PASSIVE | {"Concat", "Gather", "MaxPool", "Resize"}
 """Operators whose numbers are numbers of their inputs, or between them: the inputs' scale suits them."""
@@ -110,11 +110,14 @@ class _Planner:
             self.sources.add(name)
             return
         joint = node.op_type in _JOINTS
+        if self._rescales(node):
+            self.sources.add(name)
         for inner in _moved(node):
             if inner in self.constants:
                 self.joined[inner, node.name] = name
                 continue
-            self._join(name, inner)
+            if not self._rescales(node):
+                self._join(name, inner)
             if (inner, node.name) not in self.walked:
                 self.walked.add((inner, node.name))
                 self._pass(inner, node.name, joint)
@@ -130,6 +133,13 @@ class _Planner:
             if (inner, node.name) not in self.walked:
                 self.walked.add((inner, node.name))
                 self._pass(inner, node.name, False)
+
+    def _rescales(self, node: onnx.NodeProto) -> bool:
+        """Whether inputs keep scales of their own: ONNX Runtime rescales channels as it joins them.
+
+        It must be so: a ReLU disappears into a kernel only where zero is the smallest number of its result's scale.
+        """
+        return self.results and node.op_type == "Concat" and attribute(node, "axis") != 0
 
     def _absorb(self, product: Product) -> None:
         """What comes behind a product: its ReLU, and the addition of a shortcut."""
