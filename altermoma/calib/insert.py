@@ -100,7 +100,7 @@ class _Inserter:
             self._pair(tensor, nodes)
         for (tensor, reader), key in self.placement.constants.items():
             self._constant(tensor, nodes[reader], key)
-        for product in products:
+        for product in [item for item in products if item.weight]:
             self._weight(product, nodes[product.node])
         ordered = list(self.first)
         for node in self.model.graph.node:

@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from altermoma.export.contract import StageContract
-from altermoma.export.graph import attribute, constant_values, consumers, dims_of, value_types
+from altermoma.export.graph import attribute, constant_values, consumers, dims_of, producers, value_types
 from altermoma.export.passes.islands import COMPUTE_OPS, fp32_islands
 
 PASSIVE = frozenset({"Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Split"})
@@ -23,11 +23,12 @@ _BLOCKS = re.compile(r"^(.*?(?:layer\d+|stages\.\d+|blocks\.\d+|encoder_layer\d+
 
 @dataclass(frozen=True, kw_only=True)
 class Product:
-    """A convolution or matrix product by constant weights.
+    """A convolution or matrix product by constant weights, or a sum over gathered rows.
 
     Attributes:
         node: name of the node.
-        data, weight, bias, result: its tensors; `bias` is empty where there is none.
+        data, weight, bias, result: its tensors; `bias` is empty where there is none, and so is `weight` of a sum, whose
+            rows alone become int8: what it gathers is a quarter as wide.
         axis: of the output channels in the weight.
         group: what is switched to int8 together (see `group_of`).
         kept: why it never is; empty where it may be.
@@ -48,7 +49,9 @@ class Product:
 
 
 def find_products(model: onnx.ModelProto, contract: StageContract) -> list[Product]:
-    """Every product by constant weights, in the order of the graph; node names must be unique.
+    """Every product by constant weights and every sum over gathered rows, in the order of the graph.
+
+    Node names must be unique.
 
     Kept out of int8 by rule: products that touch coordinates, boxes or scores (the islands of the fp16 pass, among
     them the first sparse layer), those whose result goes straight into a softmax, and transposed convolutions, for
@@ -59,7 +62,10 @@ def find_products(model: onnx.ModelProto, contract: StageContract) -> list[Produ
     softmax = _before_softmax(model)
     types = value_types(model)
     found = []
+    makers = producers(model)
     for node in model.graph.node:
+        if _sums_gathered(node, makers):
+            found.append(_sum(node, contract.name))
         axis = _channel_axis(node, constants)
         if axis is None:
             continue
@@ -90,6 +96,26 @@ def group_of(stage: str, node: str) -> str:
     path = node.rsplit("/", 1)[0]
     block = _BLOCKS.match(path)
     return f"{stage}/{block.group(1) if block else '/'.join(path.split('/')[:2])}"
+
+
+def _sums_gathered(node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto]) -> bool:
+    return node.op_type == "ReduceSum" and node.input[0] in makers and makers[node.input[0]].op_type == "Gather"
+
+
+def _sum(node: onnx.NodeProto, stage: str) -> Product:
+    return Product(
+        node=node.name,
+        op=node.op_type,
+        data=node.input[0],
+        weight="",
+        bias="",
+        result=node.output[0],
+        axis=0,
+        group=group_of(stage, node.name),
+        kept="",
+        macs=0,
+        row_macs=0,
+    )
 
 
 def _channel_axis(node: onnx.NodeProto, constants: Mapping[str, NDArray[Any]]) -> int | None:

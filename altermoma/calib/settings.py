@@ -46,8 +46,8 @@ class CalibrationSettings:
     frames: int = 32
     pool: int = 160
     seed: int = 0
-    method: Method = "mse"
-    percentile: float = 99.99
+    method: Method = "percentile"
+    percentile: float = 99.999
     methods: StageMethods = field(default_factory=StageMethods)
     keep: tuple[str, ...] = ()
     number: Literal["int8", "fp8"] = "int8"
