@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from altermoma.calib.fp8 import emulate_fp8, to_fp8
 from altermoma.calib.insert import ONNX_RUNTIME, tensorrt_dialect
 from altermoma.calib.int8 import Share, StagePlan, quantised, share_of
 from altermoma.calib.mixed import mixed
@@ -76,15 +77,19 @@ def export_int8(
         ExportError: graphs that the target would refuse or compute wrongly, or that leave torch too far behind.
     """
     dialect = tensorrt_dialect(parse_version(fp32.trt_version))
+    fp8 = ranges.settings.get("number") == "fp8"
+    if fp8:
+        dialect = dataclasses.replace(dialect, stored=False)
     signed, unsigned = {}, {}
     for name, plan in plans.items():
         found = ranges.tensors.get(name, {})
         half = mixed(quantised(plan, groups, found, dialect), plan.contract)
+        half = to_fp8(half) if fp8 else half
         signed[name] = finished(half, contract, name, "int8")
         unsigned[name] = finished(quantised(plan, groups, found, ONNX_RUNTIME), contract, name, "int8")
     findings: list[Finding] = [item for name, graph in signed.items() for item in lint(graph, fp32.trt_version, name)]
     raise_on_errors(findings)
-    checked = {name: emulate_half(graph) for name, graph in signed.items()}
+    checked = {name: emulate_half(emulate_fp8(graph) if fp8 else graph) for name, graph in signed.items()}
     parity: list[Parity] = measure_parity(checked, contract, dict(fp32.inputs), fp32.reference, *tolerances)
     raise_on_drift(parity)
     raise_on_drift(measure_parity(unsigned, contract, dict(fp32.inputs), fp32.reference, *tolerances))

@@ -148,8 +148,14 @@ class _Inserter:
         if key not in self.scales:
             return
         stem = f"{reader.name}/{tensor}"
-        stored = set_initializer(self.model, f"{stem}.int8", rounded(self.constants[tensor], self.scales[key]))
-        self.first.append(_dequantise([stored, *self._scale_names(key)], f"{stem}.dequantised", stem))
+        names, whole = self._scale_names(key), f"{stem}.int8"
+        if self.dialect.stored:
+            set_initializer(self.model, whole, rounded(self.constants[tensor], self.scales[key]))
+        else:
+            self.first.append(
+                onnx.helper.make_node("QuantizeLinear", [tensor, *names], [whole], name=f"{stem}/quantise")
+            )
+        self.first.append(_dequantise([whole, *names], f"{stem}.dequantised", stem))
         for i, name in enumerate(reader.input):
             if name == tensor:
                 reader.input[i] = f"{stem}.dequantised"

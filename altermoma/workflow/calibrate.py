@@ -26,7 +26,8 @@ from altermoma.calib.observe import observe
 from altermoma.calib.ranges import RANGES_FILE, Ranges, find_ranges, graph_key
 from altermoma.calib.settings import CalibrationSettings, load_settings
 from altermoma.calib.statistics import TensorStatistics
-from altermoma.errors import DataError
+from altermoma.deploy.targets import load_target
+from altermoma.errors import DataError, RecipeError
 from altermoma.export.contract import load_contract
 from altermoma.export.export_model import ExportResult
 from altermoma.geometry import Geometry
@@ -118,7 +119,13 @@ def int8_of(
     from altermoma.calib.export_int8 import export_int8
 
     recipe = place.recipe
-    calibrated = calibrate(place, fp32, geometry, folder, settings_of(recipe))
+    settings = settings_of(recipe)
+    target = load_target(recipe.engine.target)
+    if settings.number not in target.precisions:
+        raise RecipeError(
+            f"target {target.name} does not offer {settings.number}", expected="one of " + ", ".join(target.precisions)
+        )
+    calibrated = calibrate(place, fp32, geometry, folder, settings)
     notes, groups = calibrated.notes(), calibrated.groups
     if recipe.calibration.max_map_drop > 0:
         from altermoma.workflow.sensitivity import search_groups

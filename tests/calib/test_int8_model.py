@@ -165,3 +165,20 @@ def test_decibels_are_those_of_a_known_noise() -> None:
     clean = np.ones(1000, np.float32)
     assert decibels(clean, clean * np.float32(1.1)) == pytest.approx(20.0, abs=0.01)
     assert decibels(clean, clean) == 200.0
+
+
+def test_a_whole_model_in_fp8_is_linted_and_held_against_torch(tmp_path: Path) -> None:
+    """Its unsigned graphs stay int8: ONNX Runtime's CPU has no FP8 kernels."""
+    import dataclasses
+
+    groups = frozenset(group for group in all_groups(plans()) if group.startswith(("fusion/", "lidar/")))
+    statistics = observe(watch(plans(), groups), TOKENS, read, tmp_path / "statistics.npz")
+    ranges = ranges_of(statistics, exported("fp32"))
+    ranges = dataclasses.replace(ranges, settings={**ranges.settings, "number": "fp8"})
+    found = export_int8(exported("fp32"), plans(), load_contract(PRESET), ranges, groups, (0.5, 1.0))
+    kinds = {item.data_type for item in found.tensorrt.stages["fusion"].graph.initializer}
+    assert onnx.TensorProto.FLOAT8E4M3FN in kinds
+    assert onnx.TensorProto.INT8 not in kinds
+    assert min(found.signal_db["tensorrt"]["fusion"].values()) > 15
+    unsigned = {item.data_type for item in found.onnxruntime["fusion"].graph.initializer}
+    assert {onnx.TensorProto.UINT8, onnx.TensorProto.INT8} <= unsigned

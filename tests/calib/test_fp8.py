@@ -1,0 +1,70 @@
+"""FP8 graphs: their structure, and E4M3 rounding against a search over all its numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from export_graphs import run as reference
+from test_placement import DIALECTS, feeds, quantised, run
+
+from altermoma.calib.fp8 import E4M3_MAX, emulate_fp8, rounded_fp8, to_fp8
+from altermoma.errors import ExportError
+from altermoma.export.lint import lint
+
+
+def e4m3_numbers() -> np.ndarray:  # type: ignore[type-arg]
+    """Sign, four bits of exponent (bias 7), three of mantissa; no infinity, one NaN."""
+    found = [
+        (mantissa / 8) * 2.0**-6 if exponent == 0 else (1 + mantissa / 8) * 2.0 ** (exponent - 7)
+        for exponent in range(16)
+        for mantissa in range(8)
+        if (exponent, mantissa) != (15, 7)
+    ]
+    return np.array(sorted({*found, *(-number for number in found)}))
+
+
+def test_weights_are_rounded_to_the_nearest_number_of_e4m3() -> None:
+    numbers = e4m3_numbers()
+    assert numbers.max() == E4M3_MAX
+    values = np.random.default_rng(0).normal(0, 30, (4, 50)).astype(np.float32)
+    values[1] = 0.0
+    scale = np.array([1.0, 1.0, 0.25, 0.01], np.float32)
+    found = rounded_fp8(values, scale, 0).astype(np.float64)
+    assert not found[1].any()
+    for (i, j), value in np.ndenumerate(values):
+        wanted = np.clip(np.float64(value) / np.float64(scale[i]), -E4M3_MAX, E4M3_MAX)
+        assert abs(found[i, j] - wanted) == pytest.approx(np.abs(numbers - wanted).min(), abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["residual", "sparse"])
+def test_pairs_become_fp8_and_lose_little(kind: str) -> None:
+    model, signed = quantised(kind, DIALECTS["8.6"])
+    found = to_fp8(signed)
+    onnx.checker.check_model(found, full_check=True)
+    kinds = {item.data_type for item in found.graph.initializer if item.name.endswith(("_zero", ".stored"))}
+    assert kinds == {onnx.TensorProto.FLOAT8E4M3FN}
+    assert not any(item.data_type == onnx.TensorProto.INT8 for item in found.graph.initializer)
+    assert [item.op_type for item in found.graph.node].count("DequantizeLinear") == [
+        item.op_type for item in signed.graph.node
+    ].count("DequantizeLinear")
+    (expected,) = run(model, feeds(kind)).values()
+    (got,) = reference(found, feeds(kind))
+    noise = float(((got - expected) ** 2).sum() / (expected**2).sum())
+    assert 1e-7 < noise < 1e-2
+    (emulated,) = run(emulate_fp8(found), feeds(kind)).values()
+    np.testing.assert_allclose(emulated, got, atol=0.02 * np.abs(got).max())
+
+
+def test_the_lint_takes_fp8_from_ten_on() -> None:
+    _, signed = quantised("residual", DIALECTS["8.6"])
+    found = to_fp8(signed)
+    for version in ("10.3", "10.13.3", "11.0"):
+        assert lint(found, version) == []
+    assert {finding.rule for finding in lint(found, "8.6")} >= {"opset-too-new"}
+
+
+def test_weights_that_are_int8_already_are_an_error() -> None:
+    _, signed = quantised("residual", DIALECTS["10.3"])
+    with pytest.raises(ExportError, match="are int8 already"):
+        to_fp8(signed)
