@@ -136,4 +136,4 @@ def _joined(dataset: FrameDataset, firsts: range, device: torch.device) -> Itera
     for first in firsts:
         samples = [dataset[index] for index in range(first, min(first + firsts.step, len(dataset)))]
         batch = collate([sample.inputs for sample in samples], dataset.geometry)
-        yield [sample.token for sample in samples], batch.pinned() if device.type == "cuda" else batch
+        yield [sample.token for sample in samples], batch.pinned(device) if device.type == "cuda" else batch

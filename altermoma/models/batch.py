@@ -33,9 +33,11 @@ class FrameBatch:
         """The same on a device; a GPU need not be waited for while it is copied."""
         return FrameBatch(tensors={k: v.to(device, non_blocking=True) for k, v in self.tensors.items()}, size=self.size)
 
-    def pinned(self) -> FrameBatch:
-        """The same in memory that a GPU reads by itself."""
-        return FrameBatch(tensors={k: v.pin_memory() for k, v in self.tensors.items()}, size=self.size)
+    def pinned(self, device: torch.device) -> FrameBatch:
+        """The same in memory that this GPU reads by itself."""
+        # Each thread has a current GPU of its own, at first number 0, where memory would be taken as well.
+        with torch.cuda.device(device):
+            return FrameBatch(tensors={k: v.pin_memory() for k, v in self.tensors.items()}, size=self.size)
 
 
 def collate(frames: Sequence[Arrays], geometry: Geometry) -> FrameBatch:

@@ -104,7 +104,7 @@ def training_batches(
     """
     reading = _Reading(dataset, recipe, steps, shares(recipe.batch_size, Ranks.here(), compute.accumulate))
     source = _by_processes(reading, compute.workers) if compute.workers else (reading[i] for i in range(len(steps)))
-    return prefetch(map(_pinned if device.type == "cuda" else _as_they_are, source), AHEAD)
+    return prefetch((_pinned(parts, device) for parts in source) if device.type == "cuda" else source, AHEAD)
 
 
 class _Reading(Dataset[list[Part]]):
@@ -202,8 +202,8 @@ def _as_they_are(batch: Any) -> Any:
     return batch
 
 
-def _pinned(parts: list[Part]) -> list[Part]:
+def _pinned(parts: list[Part], device: torch.device) -> list[Part]:
     return [
-        dataclasses.replace(part, inputs=part.inputs.pinned()) if isinstance(part, JoinedSamples) else part
+        dataclasses.replace(part, inputs=part.inputs.pinned(device)) if isinstance(part, JoinedSamples) else part
         for part in parts
     ]

@@ -118,7 +118,8 @@ def test_a_reading_process_can_speak_while_this_one_draws(capfd: pytest.CaptureF
 def test_a_gpu_is_given_pinned_memory(tiny_nuscenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pinned: list[FrameBatch] = []
 
-    def pin(self: FrameBatch) -> FrameBatch:
+    def pin(self: FrameBatch, device: torch.device) -> FrameBatch:
+        assert device.type == "cuda"
         pinned.append(self)
         return self
 
