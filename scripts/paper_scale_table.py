@@ -165,7 +165,42 @@ def masks(folder: Path) -> str:
     for found in record["sparsities"].values():
         cells = [f"{100 * found['by_partition'][p]:.1f} %" for p in ("camera", "lidar", "fusion")]
         lines.append([f"{100 * found['total']:.1f} %", *cells])
+    return (
+        f"Unstructured masks, share of weights that are gone; scores of {record['recipe']['score_batches']} frames took "
+        f"{record['processor_seconds']:.0f} s of processor and {record['peak_gib']:.2f} GiB:\n\n{rows(lines)}"
+    )
+
+
+def overview(presets: list[str], runs: Path) -> str:
+    """One line for each preset: the dense model, and R of the frame at both budgets by the processor's time."""
+    lines = [
+        ["", "M parameters", "GFLOPs padded (real)", "export s", "GiB", "ONNX MiB", "parity", "frame ms", "R", "R"]
+    ]
+    lines[0][-2:] = [f"R, {label(amount)}" for amount in AMOUNTS[1:]]
+    for preset in presets:
+        costs_of, made = (dict(present(runs / preset, suffix)) for suffix in ("prune", "fp32-export"))
+        dense, export = costs_of[label(0.0)], made[label(0.0)]
+        flops = dense["flops_after"]
+        line = [
+            preset,
+            f"{dense['params_after'] / 1e6:.2f}",
+            f"{flops['total'] / 1e9:.1f} ({flops['total_real'] / 1e9:.1f})",
+        ]
+        line += [f"{export['processor_seconds']:.0f}", f"{export['peak_gib']:.2f}"]
+        line += [f"{sum(export['onnx_mib'].values()):.0f}"]
+        line += [f"{max(stage['scaled_max'] for stage in export['parity']['stages'].values()):.1e}"]
+        lines.append(line + _ratios(runs / preset, costs_of))
     return rows(lines)
+
+
+def _ratios(folder: Path, costs_of: dict[str, dict[str, Any]]) -> list[str]:
+    if not (folder / "bench.json").is_file():
+        return ["-"] * len(AMOUNTS)
+    work, dense = times(read_json(folder / "bench.json"), "processor"), label(0.0)
+    flops = {name: record["flops_after"] for name, record in costs_of.items()}
+    pruned = [name for name in map(label, AMOUNTS[1:]) if name in work]
+    ratios = [share(work[name], work[dense], flops[name], flops[dense], FRAME) for name in pruned]
+    return [f"{np.median(work[dense][FRAME]):.0f}", *ratios]
 
 
 def section(preset: str, folder: Path) -> str:
@@ -187,7 +222,7 @@ def section(preset: str, folder: Path) -> str:
     if (folder / "bench.json").is_file():
         text.append(latency(folder))
     if (folder / "masks.json").is_file():
-        text += ["Unstructured masks, share of weights that are gone:", "", masks(folder)]
+        text += [masks(folder)]
     text += ["<details><summary>Widths of both backbones</summary>", "", widths(folder), "</details>", ""]
     return "\n".join(text)
 
@@ -205,8 +240,9 @@ def main(
         if not only_write:
             run_missing(preset, data, runs)
     system = f"{platform.system()}, torch {torch.__version__}, ONNX Runtime {onnxruntime.__version__}"
+    sections = [section(name, runs / name) for name in presets]
     head = out.read_text(encoding="utf-8").partition(MARKER)[0] if out.is_file() else "# At the paper's scale\n\n"
-    write_text(out, "\n".join([head + MARKER, "", f"{system}.", "", *(section(name, runs / name) for name in presets)]))
+    write_text(out, "\n".join([head + MARKER, "", f"{system}.", "", overview(presets, runs), *sections]))
 
 
 if __name__ == "__main__":
