@@ -165,27 +165,22 @@ def masks(folder: Path) -> str:
     for found in record["sparsities"].values():
         cells = [f"{100 * found['by_partition'][p]:.1f} %" for p in ("camera", "lidar", "fusion")]
         lines.append([f"{100 * found['total']:.1f} %", *cells])
+    made_of = f"{record['recipe']['score_batches']} frame(s), {record['processor_seconds']:.0f} s of processor"
     return (
-        f"Unstructured masks, share of weights that are gone; scores of {record['recipe']['score_batches']} frames took "
-        f"{record['processor_seconds']:.0f} s of processor and {record['peak_gib']:.2f} GiB:\n\n{rows(lines)}"
+        f"Unstructured masks, share of weights that are gone; scores of {made_of}, peak "
+        f"{record['peak_gib']:.2f} GiB:\n\n{rows(lines)}"
     )
 
 
 def overview(presets: list[str], runs: Path) -> str:
     """One line for each preset: the dense model, and R of the frame at both budgets by the processor's time."""
-    lines = [
-        ["", "M parameters", "GFLOPs padded (real)", "export s", "GiB", "ONNX MiB", "parity", "frame ms", "R", "R"]
-    ]
-    lines[0][-2:] = [f"R, {label(amount)}" for amount in AMOUNTS[1:]]
+    head = ["", "M parameters", "GFLOPs padded", "real", "export s", "GiB", "ONNX MiB", "parity", "frame ms"]
+    lines = [[*head, *(f"R, {label(amount)}" for amount in AMOUNTS[1:])]]
     for preset in presets:
         costs_of, made = (dict(present(runs / preset, suffix)) for suffix in ("prune", "fp32-export"))
         dense, export = costs_of[label(0.0)], made[label(0.0)]
-        flops = dense["flops_after"]
-        line = [
-            preset,
-            f"{dense['params_after'] / 1e6:.2f}",
-            f"{flops['total'] / 1e9:.1f} ({flops['total_real'] / 1e9:.1f})",
-        ]
+        counts = [f"{dense['flops_after'][key] / 1e9:.1f}" for key in ("total", "total_real")]
+        line = [preset, f"{dense['params_after'] / 1e6:.2f}", *counts]
         line += [f"{export['processor_seconds']:.0f}", f"{export['peak_gib']:.2f}"]
         line += [f"{sum(export['onnx_mib'].values()):.0f}"]
         line += [f"{max(stage['scaled_max'] for stage in export['parity']['stages'].values()):.1e}"]
