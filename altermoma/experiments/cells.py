@@ -19,16 +19,9 @@ _GRANULARITY: dict[Granularity, tuple[str, ...]] = {
     "weights": (),
     "channels": ("budget", "channel_step", "lidar_channel_step", "min_channels", "aggregation", "selection"),
 }
+_REACTIVATION = ("reactivation_batches", "reri_batches", "reactivation_lr")
 _METHOD: dict[Method, tuple[str, ...]] = {
-    "altermoma": (
-        "alpha",
-        "beta",
-        "score_batches",
-        "reactivation_batches",
-        "reri_batches",
-        "reactivation_lr",
-        "redundancy",
-    ),
+    "altermoma": ("alpha", "beta", "redundancy", "unit", "score_batches", *_REACTIVATION),
     "snip": ("score_batches",),
     "imp": ("imp_rounds", "imp_steps"),
     "synflow": ("synflow_rounds",),

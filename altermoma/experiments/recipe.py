@@ -10,7 +10,7 @@ from typing import Literal
 
 from altermoma import toml
 from altermoma.errors import RecipeError
-from altermoma.recipe import DataRecipe, Method, PruneRecipe, Recipe, Redundancy, TrainRecipe, from_dict
+from altermoma.recipe import DataRecipe, Method, PruneRecipe, Recipe, Redundancy, TrainRecipe, Unit, from_dict
 
 Granularity = Literal["weights", "channels"]
 RECIPES = "recipes"
@@ -23,6 +23,7 @@ class Variant:
     name: str
     beta: float = 1.0
     redundancy: Redundancy = "difference"
+    unit: Unit = "share"
     score_batches: int = 0
     reactivation_batches: int = 0
     reri_batches: int = 0

@@ -12,7 +12,7 @@ from altermoma.errors import PruningError
 from altermoma.pruning.channels import PARTITIONS, Aggregation, ChannelGroup, ChannelVectors
 from altermoma.pruning.indicators import ChannelTerms, ScoringData, Terms, deci, reri
 from altermoma.pruning.masking import MASKS, MASKS_OF, Batch, LossFunction, Masked, bind
-from altermoma.recipe import Partition, Redundancy
+from altermoma.recipe import Partition, Redundancy, Unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,12 +21,15 @@ class AlterEvaOptions:
     alpha, beta: weights of contribution and redundancy, 1 and 1 in the paper.
     lr: step of the reactivation, plain gradient descent.
     aggregation: see `indicators`.
+    redundancy, unit: see `altereva`.
     """
 
     alpha: float = 1.0
     beta: float = 1.0
     lr: float = 1e-3
     aggregation: Aggregation = "channel"
+    redundancy: Redundancy = "difference"
+    unit: Unit = "share"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +92,7 @@ def measure_terms(
 def altereva(
     groups: Sequence[ChannelGroup],
     indicators: Indicators,
-    alpha: float = 1.0,
-    beta: float = 1.0,
-    redundancy: Redundancy = "difference",
+    options: AlterEvaOptions,
 ) -> ChannelVectors:
     """Scores S, each indicator first divided by its sum over the partition.
 
@@ -102,12 +103,20 @@ def altereva(
     The "factor" is ours: alpha D / (1 + beta R / (alpha D)), of which alpha D - beta R is the start for small R / D. It
     is never negative: redundancy takes away from a contribution at most the whole of it.
 
+    In shares every partition sums to the same, however much it matters and however many units share it: one threshold
+    over all then favours small partitions. In the unit "loss" each partition is multiplied by its DeCI again, which
+    leaves the order within it and makes scores of different partitions changes of the same loss.
+
     Raises:
         PruningError: an indicator that is zero over a whole partition, a partition the method does not know, or a
             factor without a contribution.
     """
-    if redundancy == "factor" and alpha <= 0.0:
-        raise PruningError(f"redundancy as a factor of alpha = {alpha:g}", expected="prune.alpha above 0")
+    alpha, beta = options.alpha, options.beta
+    if alpha <= 0.0 and (options.redundancy == "factor" or options.unit == "loss"):
+        raise PruningError(
+            f'redundancy = "{options.redundancy}" in the unit "{options.unit}" with alpha = {alpha:g}',
+            expected="prune.alpha above 0",
+        )
     scores: ChannelVectors = {}
     for partition in dict.fromkeys(group.partition for group in groups):
         if partition not in PARTITIONS:
@@ -119,10 +128,12 @@ def altereva(
             weight = beta / len(MASKS_OF[partition])
             found = _shares(indicators.reri[masked], mine, f"ReRI with {masked} masked", weight)
             lost = {name: vector + found[name] for name, vector in lost.items()}
+        scale = _partition_sum(indicators.deci, list(gained), "DeCI", partition) if options.unit == "loss" else 1.0
         for name, contribution in gained.items():
-            scores[name] = (
-                contribution - lost[name] if redundancy == "difference" else _lowered(contribution, lost[name])
+            left = (
+                contribution - lost[name] if options.redundancy == "difference" else _lowered(contribution, lost[name])
             )
+            scores[name] = scale * left
     return {group.name: scores[group.name] for group in groups}
 
 

@@ -239,7 +239,12 @@ def score_terms(
     """AlterEva scores of channels or single elements, as the terms say."""
     reactivation = batches[: recipe.reactivation_batches]
     options = AlterEvaOptions(
-        alpha=recipe.alpha, beta=recipe.beta, lr=recipe.reactivation_lr, aggregation=recipe.aggregation
+        alpha=recipe.alpha,
+        beta=recipe.beta,
+        lr=recipe.reactivation_lr,
+        aggregation=recipe.aggregation,
+        redundancy=recipe.redundancy,
+        unit=recipe.unit,
     )
     indicators = measure_terms(
         model,
@@ -254,7 +259,7 @@ def score_terms(
         ),
         options,
     )
-    return altereva(terms.groups, indicators, recipe.alpha, recipe.beta, recipe.redundancy)
+    return altereva(terms.groups, indicators, options)
 
 
 def _cost(

@@ -26,6 +26,7 @@ from altermoma.recipe.sections import (
     StageName,
     TrainPrecision,
     TrainRecipe,
+    Unit,
     at_full_size,
 )
 
@@ -51,6 +52,7 @@ __all__ = [
     "StageName",
     "TrainPrecision",
     "TrainRecipe",
+    "Unit",
     "at_full_size",
     "from_dict",
     "load",

@@ -19,6 +19,7 @@ Device = Literal["auto", "cpu", "cuda"]
 TrainPrecision = Literal["fp32", "tf32", "bf16", "fp16"]
 Method = Literal["altermoma", "imp", "snip", "synflow", "prospr", "magnitude", "random"]
 Redundancy = Literal["difference", "factor"]
+Unit = Literal["share", "loss"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,7 @@ class PruneRecipe:
         reactivation_batches: gradient steps of the reactivation.
         reri_batches: for the redundancy, the first of the reactivation's.
         redundancy: how it lowers the contribution: the paper's difference, or a factor (altermoma.pruning.altereva).
+        unit: of the scores across partitions: shares of each partition, as in the paper, or loss.
         batch_size: frames of each.
         two_four_rule: how wide a layer must be to become 2:4, where the engine's sparsity is that
             (altermoma/pruning/two_four_rules.py).
@@ -85,6 +87,7 @@ class PruneRecipe:
     reri_batches: int = 0
     reactivation_lr: float = 1e-3
     redundancy: Redundancy = "difference"
+    unit: Unit = "share"
     batch_size: int = 0
     aggregation: Literal["channel", "element"] = "channel"
     selection: Literal["threshold", "greedy"] = "threshold"

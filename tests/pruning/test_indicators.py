@@ -74,7 +74,7 @@ def test_scores_equal_the_equations(alpha: float, beta: float) -> None:
     options = AlterEvaOptions(alpha=alpha, beta=beta, lr=LR)
     data = ScoringData(reactivation=batches[:3], terms=batches[1:3])
     indicators = measure(model, TOY_GROUPS, toy_loss, batches, data, options)
-    found = altereva(TOY_GROUPS, indicators, alpha, beta)
+    found = altereva(TOY_GROUPS, indicators, AlterEvaOptions(alpha=alpha, beta=beta))
     redundancy = {m: naive_reri(model, batches[:3], 2, m, "channel", LR) for m in ("lidar", "camera")}
     assert_same(found, naive_scores(naive_deci(model, batches, "channel"), redundancy, alpha, beta))
     for partition in ("camera", "lidar", "fusion"):
@@ -228,7 +228,7 @@ def test_zero_gradients_everywhere_are_an_error() -> None:
 
     indicators = measure(model, TOY_GROUPS, flat, batches, data, AlterEvaOptions(lr=LR))
     with pytest.raises(PruningError, match=r"DeCI is 0\.0 over the whole camera partition"):
-        altereva(TOY_GROUPS, indicators)
+        altereva(TOY_GROUPS, indicators, AlterEvaOptions())
 
 
 def test_a_reactivation_that_changes_nothing_is_an_error() -> None:
@@ -236,14 +236,14 @@ def test_a_reactivation_that_changes_nothing_is_an_error() -> None:
     data = ScoringData(reactivation=batches, terms=batches)
     indicators = measure(model, TOY_GROUPS, toy_loss, batches, data, AlterEvaOptions(lr=0.0))
     with pytest.raises(PruningError, match="reactivation_lr"):
-        altereva(TOY_GROUPS, indicators)
+        altereva(TOY_GROUPS, indicators, AlterEvaOptions())
 
 
 def test_an_undeclared_partition_is_an_error() -> None:
     odd = [dataclasses.replace(TOY_GROUPS[0], partition="radar")]  # type: ignore[arg-type]
     zeros = {"cam1": torch.ones(4)}
     with pytest.raises(PruningError, match="radar"):
-        altereva(odd, Indicators(deci=zeros, reri={"lidar": zeros}))
+        altereva(odd, Indicators(deci=zeros, reri={"lidar": zeros}), AlterEvaOptions())
 
 
 def test_frozen_channels_are_an_error() -> None:
@@ -258,7 +258,7 @@ def test_redundancy_as_a_factor(beta: float) -> None:
     model, batches = toy_model(), toy_batches(3)
     data = ScoringData(reactivation=batches, terms=batches[:1])
     found = measure(model, TOY_GROUPS, toy_loss, batches, data, AlterEvaOptions(lr=LR))
-    scores = altereva(TOY_GROUPS, found, 1.0, beta, "factor")
+    scores = altereva(TOY_GROUPS, found, AlterEvaOptions(beta=beta, redundancy="factor"))
     masks = {"camera": ["lidar"], "lidar": ["camera"], "fusion": ["lidar", "camera"]}
     for group in TOY_GROUPS:
         mine = [other.name for other in TOY_GROUPS if other.partition == group.partition]
@@ -272,11 +272,25 @@ def test_redundancy_as_a_factor(beta: float) -> None:
             expected = contribution / (1 + redundancy / contribution) if contribution else 0.0
             assert float(scores[group.name][channel]) == pytest.approx(expected, rel=1e-9)
     small = 1e-6
-    first_order = altereva(TOY_GROUPS, found, 1.0, small)
-    for name, vector in altereva(TOY_GROUPS, found, 1.0, small, "factor").items():
+    first_order = altereva(TOY_GROUPS, found, AlterEvaOptions(beta=small))
+    for name, vector in altereva(TOY_GROUPS, found, AlterEvaOptions(beta=small, redundancy="factor")).items():
         torch.testing.assert_close(vector, first_order[name].clamp(min=0.0), rtol=1e-4, atol=1e-7)
+
+
+def test_in_the_unit_of_loss_contributions_alone_are_deci() -> None:
+    """Without redundancy the scores are DeCI itself; with it, each partition's order is as in shares."""
+    model, batches = toy_model(), toy_batches(3)
+    data = ScoringData(reactivation=batches, terms=batches[:1])
+    found = measure(model, TOY_GROUPS, toy_loss, batches, data, AlterEvaOptions(lr=LR))
+    alone = altereva(TOY_GROUPS, found, AlterEvaOptions(beta=0.0, unit="loss"))
+    for name, vector in found.deci.items():
+        torch.testing.assert_close(alone[name], vector, rtol=1e-9, atol=0.0)
+    shares, losses = (altereva(TOY_GROUPS, found, AlterEvaOptions(unit=unit)) for unit in ("share", "loss"))
+    for group in TOY_GROUPS:
+        mine = sum(float(found.deci[g.name].sum()) for g in TOY_GROUPS if g.partition == group.partition)
+        torch.testing.assert_close(losses[group.name], mine * shares[group.name], rtol=1e-9, atol=1e-15)
 
 
 def test_a_factor_needs_a_contribution() -> None:
     with pytest.raises(PruningError, match="alpha = 0"):
-        altereva(TOY_GROUPS, Indicators(deci={}, reri={}), 0.0, 1.0, "factor")
+        altereva(TOY_GROUPS, Indicators(deci={}, reri={}), AlterEvaOptions(alpha=0.0, redundancy="factor"))
