@@ -8,13 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from altermoma.checkpoints.io import save_checkpoint
+from altermoma.checkpoints.io import load_checkpoint, save_checkpoint
 from altermoma.data.synth import write_world
 from altermoma.experiments.recipe import ExperimentRecipe, load_experiment
 from altermoma.experiments.run import run_experiment
 from altermoma.experiments.workbench import Workbench
 from altermoma.models.presets import build
-from altermoma.recipe import DataRecipe
+from altermoma.pruning.groups import fusion_groups
+from altermoma.pruning.indicators import ChannelTerms
+from altermoma.pruning.methods.scoring import mean_magnitude
+from altermoma.recipe import DataRecipe, PruneRecipe, Recipe
+from altermoma.storage import read_json
+from altermoma.workflow import stage_times
+from altermoma.workflow.compress import prune_model
+from altermoma.workflow.place import Workplace
+from altermoma.workflow.scoring import with_open_keys_filled
 
 pytestmark = pytest.mark.slow
 
@@ -61,3 +69,29 @@ def test_two_cells(name: str, inputs: tuple[str, str], tmp_path: Path, monkeypat
     again = run_experiment(recipe, tmp_path)
     assert again.records == found.records
     assert again.dense == found.dense
+
+
+def test_prune_with_another_method_and_a_latency_budget(
+    inputs: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`altermoma prune --method magnitude` with a budget in milliseconds, which are measured first and kept."""
+    monkeypatch.setattr(stage_times, "KEPT", (1.0, 0.5))
+    monkeypatch.setattr(stage_times, "ROUNDS", 2)
+    prune = PruneRecipe(method="magnitude", budget="latency", amount=0.15, min_channels=4)
+    recipe = Recipe(checkpoint=inputs[1], data=DataRecipe(root=inputs[0]), prune=prune)
+    place = Workplace(with_open_keys_filled(recipe))
+    record = prune_model(place, tmp_path)
+    assert record["method"] == "magnitude"
+    assert record["got"] == pytest.approx(0.15, abs=0.05)
+    tables = read_json(tmp_path / "latency.json")
+    assert set(tables) == {"camera", "view", "lidar", "fusion", "head"}
+    assert all(table["shares"][-1] == 1.0 for table in tables.values())
+    weights, metadata = load_checkpoint(tmp_path / "pruned.safetensors")
+    dense = place.dense_model()
+    (group,) = (group for group in fusion_groups(dense) if group.name == "fusion_layer.0")
+    kept = metadata["kept"]["fusion_layer.0"]
+    assert weights["fusion_layer.0.weight"].shape[0] == len(kept) <= group.width
+    magnitudes = mean_magnitude(dense, ChannelTerms(dense, [group], "channel"))["fusion_layer.0"]
+    assert set(kept) == set(magnitudes.topk(len(kept)).indices.tolist())
+    monkeypatch.setattr(stage_times, "measure_tables", None)
+    assert prune_model(place, tmp_path) == record, "measured times are not measured again"
