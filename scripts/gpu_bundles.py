@@ -1,10 +1,11 @@
-"""Makes the bundles that `scripts/gpu_check.py` takes, dense and at 56.7 % fewer FLOPs, fp32 and fp16; needs torch.
+"""Makes the bundles that `scripts/gpu_check.py` takes: dense, 56.7 % fewer FLOPs, these also 2:4; fp32, fp16.
 
     python scripts/gpu_bundles.py --out runs/gpu_bundles --data ../shared/real
 
-bevfusion-tiny has the weights of the package, bevfusion-mit-r101-second random ones: nothing that is measured depends
-on what was learned. The reference is a real frame with the cloud of ten sweeps, or, with `--data synthetic`, a frame of
-the synthetic world. What is there is kept: scores and pruned weights (--runs, as paper_scale_table.py), and bundles.
+Needs torch. bevfusion-tiny has the weights of the package, bevfusion-mit-r101-second random ones: nothing that is
+measured depends on what was learned. The reference is a real frame with the cloud of ten sweeps, or, with
+`--data synthetic`, a frame of the synthetic world. What is there is kept: scores and pruned weights (--runs, as
+paper_scale_table.py), and bundles.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from altermoma.cli.console import run_app
 from altermoma.deploy.bundle import Bundle, copy_bundle
 from altermoma.errors import BundleError, DataError
 from altermoma.progress import say
-from altermoma.recipe import ExportRecipe, Precision, Recipe
+from altermoma.pruning.two_four_prune import prune_two_four
+from altermoma.recipe import EngineRecipe, ExportRecipe, Precision, Recipe, Sparsity
 from altermoma.storage import read_json
 from altermoma.workflow.graphs import export_bundle
 from altermoma.workflow.place import Workplace
 
 PRESETS = ("bevfusion-tiny", "bevfusion-mit-r101-second")
-AMOUNTS = (0.0, 0.567)
+VARIANTS: tuple[tuple[float, Sparsity], ...] = ((0.0, "dense"), (0.567, "dense"), (0.567, "2:4"))
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 TOLERANCE = 1e-3
 """Of fp32 stages: the bundle's, which engines are held against. ONNX Runtime is nearer to torch by far."""
@@ -53,20 +55,32 @@ def make_weights(preset: str, amount: float, data: Path, runs: Path) -> dict[str
     return record
 
 
-def make_bundle(preset: str, amount: float, data: Path, runs: Path, out: Path) -> None:
-    """One bundle with both precisions; its metrics tell how much was removed and the FLOPs that remain."""
-    name = f"{preset}-{label(amount)}"
+def make_bundle(preset: str, variant: tuple[float, Sparsity], data: Path, runs: Path, out: Path) -> None:
+    """One bundle with both precisions; its metrics tell how much was removed and the FLOPs that remain.
+
+    2:4 weights are not fine-tuned: nothing that is measured depends on what they are worth.
+    """
+    amount, sparsity = variant
+    name = f"{preset}-{label(amount)}" + ("-24" if sparsity == "2:4" else "")
     if _whole(out / name):
         say(f"{name}: is there")
         return
     pruned = make_weights(preset, amount, data, runs)
     checkpoint = runs / preset / f"{label(amount)}.safetensors"
-    recipe = Recipe(name=name, model=preset, checkpoint=str(checkpoint), export=ExportRecipe(fp32_tolerance=TOLERANCE))
+    recipe = Recipe(
+        name=name,
+        model=preset,
+        checkpoint=str(checkpoint),
+        export=ExportRecipe(fp32_tolerance=TOLERANCE),
+        engine=EngineRecipe(sparsity=sparsity),
+    )
     flops = {key: pruned["flops_after"][key] for key in ("total", "total_real", "by_stage")}
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".making-", dir=out) as work:
         draft = Path(work) / name
         model = model_from_checkpoint(checkpoint)
+        if sparsity == "2:4":
+            model = prune_two_four(model, recipe.prune.two_four_rule).model
         export_bundle(Workplace(recipe), model, PRECISIONS, draft, pruned["widths_after"], frame=real_frame(data))
         copy_bundle(draft, out / name, metrics={"amount": amount, "flops": flops})
     say(f"{name}: {sum(p.stat().st_size for p in (out / name).rglob('*') if p.is_file()) / 2**20:.1f} MiB")
@@ -91,8 +105,8 @@ def main(
     if data != SYNTHETIC and not data.is_dir():
         raise DataError(f"no real frame at {data}", expected="a folder", remedy="--data synthetic makes one up")
     for preset in presets or PRESETS:
-        for amount in AMOUNTS:
-            make_bundle(preset, amount, data, runs, out)
+        for variant in VARIANTS:
+            make_bundle(preset, variant, data, runs, out)
 
 
 if __name__ == "__main__":
