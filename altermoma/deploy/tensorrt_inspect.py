@@ -34,6 +34,7 @@ class EngineLayer:
     Attributes:
         precisions: types of its inputs and outputs, sorted.
         reads, writes: names of its inputs and outputs with their type; empty where it is not told.
+        tactic: name of its kernel, where it is told.
     """
 
     name: str
@@ -41,6 +42,7 @@ class EngineLayer:
     precisions: tuple[str, ...]
     reads: tuple[tuple[str, str], ...] = ()
     writes: tuple[tuple[str, str], ...] = ()
+    tactic: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,9 @@ def read_layers(report: str, messages: list[str]) -> EngineLayers:
         found = _SPARSE.search(text)
         if found:
             sparse[found["kind"].lower()] += [name for name in re.split(r",\s*", found["layers"].strip()) if name]
+    if not sparse["picked"]:
+        # The log may be silent (a plan from a cache); kernels of sparse matrices say so in their names.
+        sparse["picked"] = [layer.name for layer in layers if "sparse" in layer.tactic.lower()]
     return EngineLayers(
         layers=layers,
         sparse_eligible=tuple(sparse["eligible"]),
@@ -116,6 +121,7 @@ def _layer(item: Any) -> EngineLayer:
         precisions=tuple(sorted({precision for _, precision in (*reads, *writes) if precision})),
         reads=reads,
         writes=writes,
+        tactic=str(item.get("TacticName", "")),
     )
 
 

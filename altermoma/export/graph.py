@@ -136,7 +136,7 @@ def infer_shapes(model: onnx.ModelProto, *, keep_known: bool = False) -> onnx.Mo
         del twin.graph.value_info[:]
     try:
         return onnx.shape_inference.infer_shapes(twin, check_type=True, strict_mode=True, data_prop=True)
-    except onnx.shape_inference.InferenceError as error:
+    except (onnx.shape_inference.InferenceError, ValueError) as error:
         raise ExportError(f"the graph contradicts itself: {error}", expected="consistent types and shapes") from error
 
 

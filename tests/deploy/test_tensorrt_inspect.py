@@ -50,3 +50,13 @@ def test_sparse_layers_are_read_from_the_log() -> None:
     layers = read_layers(inspector_report((10, 3), "fp16"), log)
     assert layers.sparse_eligible == ("conv1", "conv2")
     assert layers.sparse_picked == ("conv2",)
+
+
+@pytest.mark.parametrize("version", [(8, 6), (10, 3), (11, 4)])
+def test_sparse_kernels_by_name_where_the_log_is_silent(version: tuple[int, int]) -> None:
+    report = json.loads(inspector_report(version, "fp16", "fp16"))
+    report["Layers"][1]["TacticName"] = "sm80_xmma_fprop_sparse_conv_interleaved_f16f16_f16"
+    report["Layers"][0]["TacticName"] = "sm80_xmma_fprop_implicit_gemm_f16f16"
+    assert read_layers(json.dumps(report), []).sparse_picked == ("conv1",)
+    log = ["INFO: (Sparsity) TRT inference plan picked sparse implementation for layers: layer4.conv2"]
+    assert read_layers(json.dumps(report), log).sparse_picked == ("layer4.conv2",)

@@ -18,7 +18,7 @@ from altermoma.cli.app import app
 from altermoma.deploy.targets import load_target, target_names
 from altermoma.errors import AltermomaError, ExportError, RecipeError
 from altermoma.export.lint import lint
-from altermoma.export.lint_tables import DLA_OPERATORS, parse_version, supported_operators
+from altermoma.export.lint_tables import DLA_OPERATORS, IRREGULAR, parse_version, supported_operators
 from altermoma.export.lint_target import lint_for, read_graph
 
 ORIN_8 = ("orin-jp51", "orin-jp60", "drive-os6")
@@ -69,6 +69,20 @@ def test_every_finding_names_a_node_and_a_remedy() -> None:
                 assert finding.message
                 assert finding.node or finding.rule in {"opset-too-new", "foreign-domain"}, finding
             assert [f.rule for f in lint(bare, version)] == [f.rule for f in lint(model, version)]
+
+
+@pytest.mark.parametrize("op", sorted(IRREGULAR))
+def test_control_flow_and_results_of_unknown_size_have_no_place(op: str) -> None:
+    """Loop, If, NonZero and the like, on every target, by name and with what to do instead."""
+    item = helper.make_node(op, ["x"], ["out"], name=f"model/{op}")
+    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("x", "out")]
+    model = helper.make_model(
+        helper.make_graph([item], "toy", info[:1], info[1:]), opset_imports=[helper.make_opsetid("", 17)]
+    )
+    for name in target_names():
+        (found,) = [f for f in lint(model, load_target(name).tensorrt) if f.rule == "irregular"]
+        assert (found.node, found.severity) == (f"model/{op}", "error")
+        assert found.remedy == IRREGULAR[op]
 
 
 def float8_pair() -> onnx.ModelProto:
