@@ -26,6 +26,7 @@ import typer
 
 from altermoma.cli.console import run_app
 from altermoma.deploy.bundle import MANIFEST_FILE
+from altermoma.deploy.cuda_driver import GpuLostError
 from altermoma.deploy.gpu_bench import bench_key, bench_variants
 from altermoma.deploy.gpu_check import Variant, check_variant, forget, mark_ended
 from altermoma.deploy.manifest import Manifest, from_text
@@ -37,8 +38,11 @@ from altermoma.progress import say
 from altermoma.report.gpu import failures, gpu_markdown
 from altermoma.storage import read_json, write_json, write_text
 
-RESTARTS = 12
-"""Of one variant: each costs one step of it, and it has eleven or twelve."""
+RESTARTS = 16
+"""Of one variant: each costs one step of it, and it has fifteen."""
+
+LOST = 75
+"""Exit code of a process to which the GPU was lost; the next one goes on."""
 
 LEAST_S = 15.0
 """Nothing is begun with less time left."""
@@ -152,6 +156,9 @@ def check_one(plan: Plan, variant: Variant, runner: Runner) -> None:
             return
         if not how:
             return
+        if how.endswith(f"code {LOST}"):
+            say(f"{variant.folder.name}: the GPU was lost; going on with the next step")
+            continue
         if how.startswith(TOO_LONG) and _finished(variant) > done:
             # Many steps took the time, not the last one: it gets a process of its own.
             forget(variant, failures=False)
@@ -253,7 +260,11 @@ def main(  # noqa: PLR0913 - one parameter per option
     )
     if check:
         variant = next(v for v in plan.every if v.folder.name == check)
-        check_variant(variant, timing_cache=out / "timing.cache", device=device_here())
+        try:
+            check_variant(variant, timing_cache=out / "timing.cache", device=device_here())
+        except GpuLostError as error:
+            say(str(error))
+            raise typer.Exit(LOST) from error
         return
     if bench:
         record = bench_variants(variants[bench], seconds=bench_seconds, threads=threads)

@@ -24,6 +24,8 @@ BLOCK = 256
 """Threads of a block, for every kernel."""
 
 _OUT_OF_MEMORY = 2
+_LOST = frozenset({700, 702, 709, 710, *range(714, 720), 999})
+"""Errors after which nothing works in this process any more: illegal addresses, time-outs, traps."""
 _COMPUTE_MAJOR, _COMPUTE_MINOR = 75, 76
 _NON_BLOCKING = 1
 _CAPTURE_THREAD_LOCAL = 1
@@ -86,6 +88,10 @@ def _describe(driver: Any) -> Gpu:
         memory_mib=total.value >> 20,
         driver=f"{version.value // 1000}.{version.value % 1000 // 10}",
     )
+
+
+class GpuLostError(EngineError):
+    """Something broke the GPU's context: only a new process can use the GPU."""
 
 
 class Cuda:
@@ -220,6 +226,11 @@ class Cuda:
             raise EngineError(
                 f"{name}: the GPU is out of memory ({self.gpu.memory_mib} MiB in all)",
                 remedy="end other programs that use the GPU, or lower the largest sizes in the stage contract",
+            )
+        if status in _LOST:
+            raise GpuLostError(
+                f"the CUDA driver call {name} gave error {status}: the GPU is lost to this process",
+                remedy="start the program again; if it comes again, run compute-sanitizer on it and tell us",
             )
         if status:
             raise EngineError(f"the CUDA driver call {name} gave error {status}")

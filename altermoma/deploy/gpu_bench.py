@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from altermoma.deploy.benchmark import FRAME, Variant, pipeline_variant, run_benchmark
 from altermoma.deploy.bundle import Bundle
 from altermoma.deploy.gpu_check import Variant as Checked
-from altermoma.deploy.pipeline import Pipeline
+from altermoma.deploy.gpu_frames import PREPARED
+from altermoma.deploy.pipeline import Pipeline, Preparation
 from altermoma.deploy.telemetry import sampled
+from altermoma.deploy.tensorrt_backend import open_engines
 from altermoma.errors import EngineError
 from altermoma.storage import content_key
 
 TRIAL_ROUNDS = 5
+STAGEWISE = "stage by stage"
+
 MAX_ROUNDS = 1000
 """p99 of a thousand frames has ten beyond it."""
 
@@ -25,8 +29,23 @@ def ready(checked: Sequence[Checked]) -> list[Checked]:
 
 def bench_key(checked: Sequence[Checked], *, seconds: float, threads: int) -> str:
     """Changes with the engines and with how they are timed."""
-    of = [(variant.folder.name, variant.read().get("key", "")) for variant in ready(checked)]
+    of = [(variant.folder.name, variant.read().get("key", ""), way_of(variant)) for variant in ready(checked)]
     return content_key({"variants": of, "seconds": seconds, "threads": threads})
+
+
+def way_of(checked: Checked) -> str:
+    """How frames of a variant are run: as far from the host as was found to be right."""
+    steps = checked.read().get("steps", {})
+    right = [way for step, way in PREPARED.items() if steps.get(step, {}).get("status") == "passed"]
+    return right[-1] if right else STAGEWISE
+
+
+def bench_pipeline(checked: Checked, bundle: Bundle) -> Pipeline:
+    """A pipeline that runs frames in that way."""
+    way = way_of(checked)
+    if way == STAGEWISE:
+        return Pipeline(bundle.manifest.geometry, open_engines(bundle, checked.precision))
+    return Pipeline.from_bundle(bundle, "tensorrt", precision=checked.precision, preparation=cast(Preparation, way))
 
 
 def bench_variants(checked: Sequence[Checked], *, seconds: float, threads: int) -> dict[str, Any]:
@@ -50,10 +69,7 @@ def bench_variants(checked: Sequence[Checked], *, seconds: float, threads: int) 
     first = bundles[able[0].folder.name]
     frame = first.reference().frame(first.manifest.name)
     pipelines: Mapping[str, Variant] = {
-        v.folder.name: pipeline_variant(
-            Pipeline.from_bundle(bundles[v.folder.name], "tensorrt", precision=v.precision, threads=threads)
-        )
-        for v in able
+        v.folder.name: pipeline_variant(bench_pipeline(v, bundles[v.folder.name])) for v in able
     }
     trial = run_benchmark(pipelines, [frame], rounds=TRIAL_ROUNDS, warmup=3, threads=threads)
     turn_s = sum(trial.latency_ms(name)[FRAME]["p50"] for name in pipelines) / 1e3
@@ -62,4 +78,10 @@ def bench_variants(checked: Sequence[Checked], *, seconds: float, threads: int) 
     with sampled(gpu):
         result = run_benchmark(pipelines, [frame], rounds=rounds, warmup=TRIAL_ROUNDS, threads=threads)
     key = bench_key(checked, seconds=seconds, threads=threads)
-    return result.to_dict() | {"key": key, "gpu": gpu, "markdown": result.to_markdown(), "points": len(frame.points_p5)}
+    return result.to_dict() | {
+        "key": key,
+        "gpu": gpu,
+        "markdown": result.to_markdown(),
+        "points": len(frame.points_p5),
+        "ways": {v.folder.name: way_of(v) for v in able},
+    }

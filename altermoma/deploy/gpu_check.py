@@ -20,13 +20,15 @@ from typing import Any, cast
 
 from altermoma.deploy.benchmark import summary
 from altermoma.deploy.bundle import Bundle
+from altermoma.deploy.cuda_driver import GpuLostError
+from altermoma.deploy.gpu_frames import PREPARED, check_kernels, frames_on_device
 from altermoma.deploy.manifest import STAGES, StageRecord
-from altermoma.deploy.pipeline import Pipeline, open_stages
+from altermoma.deploy.pipeline import Pipeline, Preparation, open_stages
 from altermoma.deploy.self_check import check_frame, check_stage, reference_inputs
 from altermoma.deploy.stage_io import StageRunner
 from altermoma.deploy.telemetry import sampled
 from altermoma.deploy.tensorrt_api import import_tensorrt
-from altermoma.deploy.tensorrt_backend import open_engines
+from altermoma.deploy.tensorrt_backend import make_cuda, open_engines
 from altermoma.deploy.tensorrt_builder import BuildLog, BuildOptions, builder_revision
 from altermoma.deploy.tensorrt_config import options_of
 from altermoma.deploy.tensorrt_engines import build_stage, engines_here
@@ -82,6 +84,7 @@ def check_variant(variant: Variant, *, timing_cache: Path, device: str) -> Recor
 
     Raises:
         BundleError: the bundle is damaged or lacks the precision: there is nothing to check.
+        GpuLostError: a step broke the GPU's context; its failure is on file, and a new process goes on.
     """
     bundle = Bundle.open(variant.bundle)
     held = bundle.stages(variant.precision)
@@ -92,8 +95,12 @@ def check_variant(variant: Variant, *, timing_cache: Path, device: str) -> Recor
         book.step(f"build {stage.name}", partial(_build, variant, stage, options, timing_cache))
     for stage in stages.values():
         book.step(f"run {stage.name}", partial(_run, variant, stage), needs=[f"build {stage.name}"])
-    book.step("frame", partial(_frame, variant, options), needs=[f"build {name}" for name in stages])
+    built = [f"build {name}" for name in stages]
+    book.step("frame", partial(_frame, variant, options), needs=built)
     book.step("onnxruntime", partial(_control, variant))
+    book.step("kernels", partial(_kernels, variant))
+    for name, preparation in PREPARED.items():
+        book.step(name, partial(_device_frames, variant, cast(Any, preparation)), needs=["frame"])
     return book.close()
 
 
@@ -159,9 +166,15 @@ class _Book:
         steps[name] = {"status": "started"}
         self._write()
         started = time.perf_counter()
-        steps[name] = _finite(_outcome(work))
+        lost: GpuLostError | None = None
+        try:
+            steps[name] = _finite(_outcome(work))
+        except GpuLostError as error:
+            lost, steps[name] = error, {"status": "failed", "error": str(error)}
         steps[name]["seconds"] = round(time.perf_counter() - started, 2)
         self._write()
+        if lost is not None:
+            raise lost
 
     def close(self) -> Record:
         failed = any(step["status"] == "failed" for step in self.record["steps"].values())
@@ -187,6 +200,8 @@ def _outcome(work: Callable[[], Record]) -> Record:
         return {"status": "passed", **work()}
     except UnmetError as error:
         return {"status": "failed", "error": str(error), **error.found}
+    except GpuLostError:
+        raise
     except AltermomaError as error:
         return {"status": "failed", "error": str(error)}
     except Exception as error:  # whatever a runtime raises is a result here, and the next step is to run
@@ -247,6 +262,24 @@ def _frame(variant: Variant, options: BuildOptions) -> Record:
     found = dataclasses.asdict(check)
     if not check.passed:
         raise UnmetError(f"{check.matched} of {check.boxes} boxes found again, {check.centre_m:.3f} m off", found)
+    return found
+
+
+def _device_frames(variant: Variant, preparation: Preparation) -> Record:
+    """The runtime that a vehicle uses: streams, graphs, buckets, frames prepared here or there."""
+    found, wrong = frames_on_device(Bundle.open(variant.bundle), variant.precision, preparation)
+    if wrong:
+        raise UnmetError(wrong, found)
+    return found
+
+
+def _kernels(variant: Variant) -> Record:
+    """The device kernels against numpy, once per bundle: they do not depend on the engines' precision."""
+    if variant.precision != "fp32":
+        return {"note": "not run: only for fp32, as precisions of a bundle share their inputs"}
+    found, wrong = check_kernels(Bundle.open(variant.bundle), variant.precision, make_cuda())
+    if wrong:
+        raise UnmetError(wrong, found)
     return found
 
 

@@ -24,6 +24,15 @@ from altermoma.deploy.tensorrt_load import load_engine, require_fitting
 from altermoma.errors import EngineError
 
 
+def make_cuda() -> Cuda:
+    """The GPU of this machine, with streams of its own.
+
+    Raises:
+        EngineError: no GPU.
+    """
+    return Cuda()
+
+
 def load_engines(bundle: Bundle, precision: str, only: Collection[str] | None = None) -> dict[str, StageEngine]:
     """Loads the engines of every stage, or of some, that were built for this very GPU and TensorRT version.
 
@@ -44,7 +53,7 @@ def load_engines(bundle: Bundle, precision: str, only: Collection[str] | None = 
         )
     for record in (found[name] for name in wanted):
         require_fitting(record, trt, gpu)
-    cuda = Cuda()
+    cuda = make_cuda()
     return {name: StageEngine(trt, load_engine(trt, bundle, found[name]), wanted[name], cuda) for name in wanted}
 
 

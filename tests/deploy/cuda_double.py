@@ -78,7 +78,8 @@ class FakeCuda:
         self._events: dict[int, Event] = {}
         self._queues: dict[int, deque[Callable[[], None]]] = {}
         self._clocks: dict[int, Clock] = {HOST: {}}
-        self._accesses: list[Access] = []
+        # The last access of every stream, reading and writing, to every range: earlier ones come before it.
+        self._accesses: dict[Range, dict[tuple[int, bool], Access]] = {}
         self._captured: dict[int, list[Work]] = {}
         self._next = 0x7000
         self.stream = self.new_stream()
@@ -223,10 +224,12 @@ class FakeCuda:
         self._accesses.clear()
 
     def _check(self, new: Access, clock: Clock) -> None:
-        for old in self._accesses:
-            if (old.writing or new.writing) and overlap(old.place, new.place) and clock.get(old.stream, 0) < old.number:
-                raise RaceError(f"nothing orders {old.name} and {new.name}, which share memory")
-        self._accesses.append(new)
+        for place, found in self._accesses.items():
+            if place == new.place or overlap(place, new.place):
+                for old in found.values():
+                    if (old.writing or new.writing) and clock.get(old.stream, 0) < old.number:
+                        raise RaceError(f"nothing orders {old.name} and {new.name}, which share memory")
+        self._accesses.setdefault(new.place, {})[new.stream, new.writing] = new
 
     def _drain(self, event: Event) -> None:
         while not event.done:
@@ -235,4 +238,9 @@ class FakeCuda:
     def _settle(self, clock: Clock) -> None:
         """What the host has waited for is before everything that comes."""
         self._clocks[HOST] = merged(self._clocks[HOST], clock)
-        self._accesses = [a for a in self._accesses if a.number > self._clocks[HOST].get(a.stream, 0)]
+        known = self._clocks[HOST]
+        left = {
+            place: {key: access for key, access in found.items() if access.number > known.get(access.stream, 0)}
+            for place, found in self._accesses.items()
+        }
+        self._accesses = {place: found for place, found in left.items() if found}

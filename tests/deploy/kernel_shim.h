@@ -3,8 +3,6 @@
 #include <stdint.h>
 #include <algorithm>
 #include <numeric>
-#include <random>
-#include <vector>
 using std::max;
 using std::min;
 #define __global__
@@ -22,14 +20,12 @@ static inline unsigned long long atomicAnd(unsigned long long *at, unsigned long
 }
 static inline int __popcll(unsigned long long mask) { return __builtin_popcountll(mask); }
 
-// Blocks of 256 threads, as the driver is asked for; every thread of every block, in any order.
+// Blocks of 256 threads, as the driver is asked for; every thread of every block, in an order that jumps about.
 template <class F> static void run_all(int threads, unsigned seed, F kernel) {
-    int blocks = max((threads + 255) / 256, 1);
-    std::vector<int> order((size_t)blocks * 256);
-    std::iota(order.begin(), order.end(), 0);
-    if (seed) std::shuffle(order.begin(), order.end(), std::mt19937(seed));
+    uint64_t count = 256ull * max((threads + 255) / 256, 1), step = 1;
+    if (seed) for (step = 2654435761ull * seed % count | 1; std::gcd(step, count) != 1;) step += 2;
     blockDim.x = 256;
-    for (int thread : order) {
+    for (uint64_t i = 0, thread = 0; i < count; i++, thread = (thread + step) % count) {
         blockIdx.x = thread / 256;
         threadIdx.x = thread % 256;
         kernel();

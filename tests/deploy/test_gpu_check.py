@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.util
 import json
@@ -17,14 +18,15 @@ import numpy as np
 import onnx
 import pytest
 import typer
+from kernels_on_cpu import CpuModule
 from onnx import TensorProto, numpy_helper
 from tensorrt_double import VERSIONS, FakeCuda, TensorRtDouble, attach_runtime, inspector_report
 from tiny_bundle import content
 from typer.testing import CliRunner
 
-from altermoma.deploy import device_kernels, gpu_check, tensorrt_backend, tensorrt_engines
+from altermoma.deploy import device_kernels, gpu_check, gpu_frames, tensorrt_backend, tensorrt_engines
 from altermoma.deploy.bundle import Bundle, write_bundle
-from altermoma.deploy.cuda_driver import Gpu, Probe
+from altermoma.deploy.cuda_driver import Gpu, GpuLostError, Probe
 from altermoma.deploy.manifest import STAGES
 from altermoma.deploy.telemetry import summarise
 from altermoma.errors import EngineError
@@ -50,13 +52,16 @@ class Crash(BaseException):
     """What ends a process."""
 
 
+AFTER = ("frame", "onnxruntime", "kernels", "frame, host", "frame, device")
+
+
 class Machine:
     """A GPU machine as far as the code can see; the script's child processes are calls."""
 
     def __init__(self, trt: TensorRtDouble, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         self.trt, self.folder, self.script = trt, folder, load_script()
         self.parsed: Parsed = []
-        cuda = FakeCuda()
+        cuda = self.cuda = FakeCuda(CpuModule)
         attach_runtime(trt, cuda)
         trt.answers |= {
             ("OnnxParser", "parse"): lambda _, model: self.parsed.append(model) or True,
@@ -68,6 +73,8 @@ class Machine:
         monkeypatch.setattr(tensorrt_engines, "probe_gpu", lambda: Probe(gpu=GPU))
         monkeypatch.setattr(tensorrt_backend, "Cuda", lambda: cuda)
         monkeypatch.setattr(device_kernels, "compile_kernels", lambda name, capability: name.encode())
+        monkeypatch.setattr(gpu_frames, "KERNEL_RUNS", 1)
+        monkeypatch.setattr(gpu_frames, "KERNEL_WARMUP", 1)
         for module in (tensorrt_backend, tensorrt_engines, gpu_check, self.script):
             monkeypatch.setattr(module, "import_tensorrt", lambda: trt)
 
@@ -122,7 +129,7 @@ class Machine:
             return "its process crashed: SIGSEGV"
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text(repr(done.exception))
-        return "its process ended with code 1" if done.exit_code else ""
+        return f"its process ended with code {done.exit_code}" if done.exit_code else ""
 
     def on_stage(self, stage: str, answer: Callable[[], Any]) -> None:
         """Another outcome of the build of one stage."""
@@ -146,7 +153,7 @@ def test_everything_passes_and_is_not_done_again(machine: Machine) -> None:
     for name, check in result["variants"].items():
         steps = check["steps"]
         assert check["status"] == "passed"
-        wanted = [*(f"build {s}" for s in STAGES), *(f"run {s}" for s in STAGES), "frame", "onnxruntime"]
+        wanted = [*(f"build {s}" for s in STAGES), *(f"run {s}" for s in STAGES), *AFTER]
         assert list(steps) == wanted
         assert {step["status"] for step in steps.values()} == {"passed"}
         assert steps["build lidar"]["layers"] == {name[-4:]: 1}
@@ -182,12 +189,13 @@ def test_a_build_that_fails_costs_its_stage_alone(machine: Machine) -> None:
     assert {name for name, step in steps.items() if step["status"] == "passed"} == {
         *(f"{what} {stage}" for what in ("build", "run") for stage in STAGES if stage != "lidar"),
         "onnxruntime",
+        "kernels",
     }
     assert "no tactic for Gather_7" in steps["build lidar"]["error"]
     assert "no tactic for Gather_7" in (machine.out / "dense-fp32" / "lidar.log").read_text()
     assert steps["run lidar"]["status"] == steps["frame"]["status"] == "skipped"
     assert "nothing to time" in result["benchmarks"]["toy"]["error"]
-    assert len(result["failures"]) == 4
+    assert len(result["failures"]) == 6
     count = machine.builds()
     machine.run()
     assert machine.builds() == count, "a failure is an outcome too"
@@ -261,6 +269,56 @@ def test_a_crash_costs_one_step(machine: Machine) -> None:
     assert steps["build view"] == {"status": "failed", "error": "its process crashed: SIGSEGV"}
     assert steps["run head"]["status"] == "passed"
     assert steps["frame"]["status"] == "skipped"
+
+
+def test_a_lost_gpu_costs_one_step(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an illegal address nothing works in a process: the step failed, and the next process does the rest."""
+
+    def lose(*_: object) -> None:
+        raise GpuLostError("the CUDA driver call cuLaunchKernel gave error 700: the GPU is lost to this process")
+
+    machine.bundle("dense")
+    monkeypatch.setattr(gpu_check, "check_kernels", lose)
+    result = machine.run()
+    steps = result["variants"]["dense-fp32"]["steps"]
+    assert "error 700" in steps["kernels"]["error"]
+    assert {name for name, step in steps.items() if step["status"] != "passed"} == {"kernels"}
+    assert len(result["failures"]) == 1
+
+
+def test_kernels_that_differ_from_the_host_are_named(machine: Machine) -> None:
+    """Frames prepared by them are not trusted; the benchmark takes the way that was found to be right."""
+
+    def wrong(image: bytes) -> Any:
+        module = CpuModule(image)
+        found = module.function
+        name = "mean_points"
+
+        def function(wanted: str) -> Any:
+            kernel = found(wanted)
+            if wanted != name:
+                return kernel
+            broken = copy.copy(kernel)
+            broken._function = lambda threads, seed, *a: (kernel._function(threads, seed, *a), scale(a[-1].value))
+            return broken
+
+        module.function = function  # type: ignore[method-assign]
+        return module
+
+    def scale(address: int) -> None:
+        machine.cuda.bytes_at(address, 400).view(np.float32)[:] *= np.float32(50.0)
+
+    machine.bundle("dense")
+    machine.cuda._kernels = wrong
+    result = machine.run()
+    steps = result["variants"]["dense-fp32"]["steps"]
+    assert steps["kernels"]["status"] == "failed"
+    assert set(steps["kernels"]["differing"]) > {"images", "depth", "voxels", "out_table"}
+    assert [name for name, count in steps["kernels"]["differing"].items() if count] == ["voxels"]
+    assert steps["frame, host"]["captures"] == {"camera": 1, "lidar": 1, "head": 1}
+    assert result["benchmarks"]["toy"]["ways"] == {
+        "dense-fp32": "host" if steps["frame, device"]["status"] == "failed" else "device"
+    }
 
 
 def test_only_a_step_that_hangs_by_itself_has_failed(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

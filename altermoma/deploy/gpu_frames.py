@@ -1,0 +1,134 @@
+"""What `gpu_check` does with whole frames: the runtime that a vehicle uses, and the device kernels against the host."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from altermoma.deploy.benchmark import summary
+from altermoma.deploy.buckets import Buckets, Limits
+from altermoma.deploy.bundle import Bundle
+from altermoma.deploy.cuda_driver import Cuda
+from altermoma.deploy.device_feed import DeviceFeed
+from altermoma.deploy.device_frame import RawFrame
+from altermoma.deploy.device_memory import Arena
+from altermoma.deploy.pipeline import Pipeline, Preparation
+from altermoma.deploy.self_check import check_frame
+from altermoma.ops.prepare import FramePreparer
+
+FRAMES = 4
+"""Queued as it is, captured, replayed twice: all must be right."""
+
+KERNEL_RUNS = 20
+KERNEL_WARMUP = 3
+
+PREPARED = {"frame, host": "host", "frame, device": "device"}
+"""Steps of a check and where they prepare frames."""
+
+Record = dict[str, Any]
+
+
+def frames_on_device(bundle: Bundle, precision: str, preparation: Preparation) -> tuple[Record, str]:
+    """Several whole frames on two streams, with graphs; every one against the bundle's boxes.
+
+    Returns:
+        What was found, and what is wrong with it, if anything.
+    """
+    pipeline = Pipeline.from_bundle(bundle, "tensorrt", precision=precision, preparation=preparation)
+    reference, device = bundle.reference(), pipeline.device
+    if device is None:
+        raise ValueError("a TensorRT pipeline runs whole frames")
+    checks = [check_frame(precision, pipeline, reference) for _ in range(FRAMES)]
+    worst = min(checks, key=lambda check: (check.passed, check.matched, -check.centre_m))
+    found = dataclasses.asdict(worst) | {
+        "captures": device.captures(),
+        "refusals": device.refusals(),
+        "memory_bytes": device.memory_bytes(),
+    }
+    if not worst.passed:
+        return found, f"{worst.matched} of {worst.boxes} boxes found again, {worst.centre_m:.3f} m off"
+    graphs = [line for line, count in device.captures().items() if not count]
+    return found, f"no CUDA graph for {', '.join(graphs)}: {device.refusals()}" if graphs else ""
+
+
+def check_kernels(bundle: Bundle, precision: str, cuda: Cuda) -> tuple[Record, str]:
+    """Every graph input that the kernels make, against numpy's on the reference frame, and the kernels' time.
+
+    Returns:
+        Entries that differ by input, milliseconds by part; and what is wrong, if anything.
+
+    Raises:
+        UnsupportedError: no NVRTC, or a model that the kernels do not serve.
+    """
+    geometry, reference = bundle.manifest.geometry, bundle.reference()
+    limits = Limits.of_stages(bundle.stages(precision), geometry.lidar_levels + 1, pillars=geometry.lidar == "pillars")
+    frame = RawFrame(
+        images_vhw3=reference.images_vhw3, points_p5=reference.points_p5, calibration=reference.calibration
+    )
+    feed = DeviceFeed(cuda, geometry, limits, reference.calibration.image_hw, {})
+    run = _KernelRun(cuda, feed, frame, geometry.image.cameras, (geometry.image.height, geometry.image.width))
+    run.once()
+    host = FramePreparer(geometry, Buckets(limits))
+    wanted = host.prepare_parts(frame.images_vhw3, frame.points_p5, frame.calibration)
+    differing = {name: _differing(array, wanted[name]) for name, array in run.results().items()}
+    found: Record = {"differing": differing, "ms": run.times(), "host_ms": dict(host.timings_ms)}
+    wrong = {name: count for name, count in differing.items() if count}
+    return found, f"device kernels and numpy differ in {wrong}" if wrong else ""
+
+
+def _differing(found: NDArray[Any], wanted: NDArray[Any]) -> int:
+    """Entries that are not the same bits; all of them if the shapes are not even the same."""
+    if found.shape != wanted.shape:
+        return max(found.size, 1)
+    return int((found != wanted).sum())
+
+
+class _KernelRun:
+    """The kernels of one frame, without engines."""
+
+    def __init__(self, cuda: Cuda, feed: DeviceFeed, frame: RawFrame, views: int, image_hw: tuple[int, int]) -> None:
+        self._cuda, self._feed, self._frame, self._stream = cuda, feed, frame, cuda.new_stream()
+        shapes = {"images": (views, 3, *image_hw), "depth": (views, 1, *image_hw)}
+        self._images = Arena(cuda, {n: (s, np.dtype(np.float32)) for n, s in shapes.items()}, mirrored=True)
+        self._tables: Arena | None = None
+        self._events = [cuda.new_event() for _ in range(4)]
+        self._ms: dict[str, list[float]] = {"images and depth": [], "voxels and cells": [], "tables": []}
+
+    def once(self) -> None:
+        """One frame; its parts are timed by events."""
+        cuda, feed, stream, events = self._cuda, self._feed, self._stream, self._events
+        feed.begin(self._frame, stream)
+        feed.camera(self._frame, self._images, stream)
+        cuda.record(events[0], stream)
+        feed.queue_camera(self._images, stream)
+        cuda.record(events[1], stream)
+        inputs = feed.measure(self._frame, stream)
+        cuda.record(events[2], stream)
+        if inputs is not None and inputs.source is feed:
+            if self._tables is None:
+                floats = {"voxels": np.dtype(np.float32)}
+                specs = {n: (s, floats.get(n, np.dtype(np.int32))) for n, s in inputs.shapes.items()}
+                self._tables = Arena(cuda, specs, mirrored=True)
+            feed.queue_lidar(self._tables, stream)
+        cuda.record(events[3], stream)
+        cuda.synchronise(stream)
+        for part, first, second in zip(self._ms, events, events[1:], strict=False):
+            self._ms[part].append(cuda.elapsed_ms(first, second))
+
+    def results(self) -> dict[str, NDArray[Any]]:
+        """What the last frame left, by graph input."""
+        arenas = [self._images, *([self._tables] if self._tables else [])]
+        for arena in arenas:
+            arena.download(self._stream)
+        self._cuda.synchronise(self._stream)
+        return {name: arena.host(name).copy() for arena in arenas for name in arena.shapes}
+
+    def times(self) -> Mapping[str, Any]:
+        """Milliseconds of further frames."""
+        for _ in range(KERNEL_WARMUP + KERNEL_RUNS):
+            self.once()
+        return {part: summary(np.asarray(ms[-KERNEL_RUNS:])) for part, ms in self._ms.items()}

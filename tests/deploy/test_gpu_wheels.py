@@ -1,0 +1,61 @@
+"""Wheels for a machine without network: what is asked for, and unpacking without pip."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "gpu_wheels.py"
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("gpu_wheels", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def wheel(folder: Path, name: str, text: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{name}/__init__.py", text)
+    return path
+
+
+def test_it_asks_for_what_the_package_depends_on(script: ModuleType) -> None:
+    names = {text.partition(">")[0] for text in script.requirements()}
+    assert names == {"numpy", "numba", "pillow", "rich", "typer", "tomli-w"}
+    command = script.download_command(Path("out"), "3.10", "aarch64", ["numba"])
+    assert command[command.index("--python-version") + 1] == "3.10"
+    assert "manylinux_2_28_aarch64" in command
+    assert "--only-binary=:all:" in command
+
+
+def test_unpacked_without_pip(tmp_path: Path) -> None:
+    wheel(tmp_path / "wheels", "one", "value = 1")
+    wheel(tmp_path / "wheels", "two", "from one import value")
+    command = [sys.executable, "-S", str(SCRIPT), "unpack", str(tmp_path / "wheels"), str(tmp_path / "site")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("2 wheels")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); import two; print(two.value)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "1\n"
+
+
+def test_damaged_or_missing_wheels_are_named(script: ModuleType, tmp_path: Path) -> None:
+    path = wheel(tmp_path / "wheels", "one", "value = 1" * 1000)
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"value", b"VALUE", 1))
+    with pytest.raises(SystemExit, match=r"one-1\.0-py3-none-any\.whl is damaged"):
+        script.unpack(tmp_path / "wheels", tmp_path / "site")
+    with pytest.raises(SystemExit, match="no wheels"):
+        script.unpack(tmp_path / "nothing", tmp_path / "site")
