@@ -190,16 +190,8 @@ def main(  # noqa: PLR0913 - one argument per command-line option
     )
     try:
         reader = NuScenesReader(world, DataRecipe().version, DataRecipe().sweeps)
-        run(
-            recipe,
-            reader,
-            train_split,
-            out=out,
-            preset=preset,
-            init=init or [],
-            eval_every=eval_every,
-            lidar_off=lidar_off,
-        )
+        start = init or []
+        run(recipe, reader, train_split, out=out, preset=preset, init=start, eval_every=eval_every, lidar_off=lidar_off)
     except AltermomaError as error:
         say(str(error))
         raise typer.Exit(error.exit_code) from error

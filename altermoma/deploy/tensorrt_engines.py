@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from altermoma.deploy.bundle import ENGINES_FOLDER, Bundle
 from altermoma.deploy.cuda_driver import Gpu, probe_gpu
@@ -78,6 +78,12 @@ def _remove_stale(bundle: Bundle) -> None:
             path.unlink()
 
 
+def _require_new_enough(trt: Any, bundle: Bundle) -> None:
+    reason = too_old(trt, bundle.manifest)
+    if reason:
+        raise EngineError(reason, expected="its target's TensorRT or later", remedy="export again with --target")
+
+
 def build_stage(
     bundle: Bundle,
     stage: StageRecord,
@@ -103,9 +109,7 @@ def build_stage(
     """
     trt, gpu = import_tensorrt(), require_gpu()
     version, device = str(trt.__version__), device_name(gpu)
-    reason = too_old(trt, bundle.manifest)
-    if reason:
-        raise EngineError(reason, expected="its target's TensorRT or later", remedy="export again with --target")
+    _require_new_enough(trt, bundle)
     key = engine_key(bundle.manifest.files[stage.file].sha256, options, tensorrt=version, device=device)
     if any(record.key == key for record in bundle.manifest.engines.built):
         return bundle

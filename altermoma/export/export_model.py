@@ -99,14 +99,9 @@ def export_model(
     graphs = {name: _finished(graph, contract, name, precision, trt_version) for name, graph in graphs.items()}
     findings = [finding for name, graph in graphs.items() for finding in lint(graph, trt_version, name)]
     raise_on_errors(findings)
-    tolerances = (
-        (recipe.fp16_tolerance, recipe.fp16_frame_tolerance)
-        if precision == "fp16"
-        else (recipe.fp32_tolerance, recipe.fp32_frame_tolerance)
-    )
     # What ONNX Runtime's CPU backend makes of an fp16 graph is too good; the roundings are written out for the check.
     checked = {n: emulate_half(g) for n, g in graphs.items()} if precision == "fp16" else graphs
-    parity = measure_parity(checked, contract, dict(inputs), reference, *tolerances)
+    parity = measure_parity(checked, contract, dict(inputs), reference, *_tolerances(recipe, precision))
     raise_on_drift(parity)
     return ExportResult(
         precision=precision,
@@ -118,6 +113,13 @@ def export_model(
         inputs={spec.name: inputs[spec.name] for spec in frame_inputs(contract)},
         reference=reference,
     )
+
+
+def _tolerances(recipe: ExportRecipe, precision: Precision) -> tuple[float, float]:
+    """Of a stage by itself, and of the frame."""
+    if precision == "fp16":
+        return recipe.fp16_tolerance, recipe.fp16_frame_tolerance
+    return recipe.fp32_tolerance, recipe.fp32_frame_tolerance
 
 
 def _traced(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +12,15 @@ from altermoma.deploy.reference import Reference
 from altermoma.deploy.targets import load_target
 from altermoma.deploy.tensorrt_config import settled
 from altermoma.export.contract import load_contract
-from altermoma.export.export_model import ExportResult, export_model
+from altermoma.export.export_model import Arrays, ExportResult, export_model
 from altermoma.export.parity import Parity
-from altermoma.export.sparsity import require_two_four, sparsity_report
+from altermoma.export.sparsity import SparsityReport, require_two_four, sparsity_report
 from altermoma.frames import CLASS_NAMES, Frame
 from altermoma.geometry import Geometry
 from altermoma.ops.decode import decode
 from altermoma.ops.prepare import FramePreparer
 from altermoma.progress import track
-from altermoma.recipe import Precision
+from altermoma.recipe import ExportRecipe, Precision, Recipe
 from altermoma.workflow.calibrate import int8_of
 from altermoma.workflow.place import Workplace
 
@@ -60,32 +61,13 @@ def export_bundle(
     target.require_builder(settled(target.builder, recipe.builder))
     frame = frame or place.reader.read(place.val.tokens[0])
     inputs = FramePreparer(geometry).prepare(frame)
-    results: dict[str, ExportResult] = {
-        precision: export_model(
-            model,
-            inputs,
-            preset=recipe.model,
-            precision=precision,
-            trt_version=target.tensorrt,
-            recipe=recipe.export,
-        )
-        for precision in track([p for p in precisions if p != "int8"], "Exporting")
-    }
+    results = _exported(model, inputs, precisions, recipe, target.tensorrt)
     int8: Int8Export | None = None
     notes: dict[str, bytes] = {}
     if "int8" in precisions:
         int8, notes = int8_of(place, results["fp32"], geometry, folder.parent / "calibration")
         results["int8"] = int8.tensorrt
-    contract = load_contract(recipe.model)
-    report = sparsity_report(
-        results["fp32"].stages,
-        contract,
-        {**results["fp32"].inputs, **results["fp32"].reference},
-        rule=recipe.prune.two_four_rule,
-        # fp32 has no sparse kernels: what is exported in fp32 alone, as the dense yardstick, is not asked for 2:4.
-        asked=recipe.engine.sparsity if set(precisions) > {"fp32"} else "dense",
-    )
-    require_two_four(report, {precision: result.stages for precision, result in results.items()})
+    report = _sparsity(recipe, results)
     content = BundleContent(
         name=recipe.name,
         recipe=recipe.to_dict(),
@@ -95,22 +77,61 @@ def export_bundle(
         reference=_reference(frame, results[precisions[0]], geometry),
         onnxruntime={} if int8 is None else {"int8": _graphs_of(int8.onnxruntime, int8.records)},
         notes=notes,
-        tolerances={
-            "fp32": recipe.export.fp32_tolerance,
-            "fp16": recipe.export.fp16_tolerance,
-            "int8": recipe.export.int8_tolerance,
-        },
+        tolerances=_tolerances(recipe.export),
         widths=widths,
         versions=library_versions(),
         target=target.to_dict(),
         sparsity=report.to_json(),
     )
     write_bundle(folder, content)
+    return _records(results, report, int8)
+
+
+def _exported(
+    model: FusionModel, inputs: Arrays, precisions: tuple[Precision, ...], recipe: Recipe, trt_version: str
+) -> dict[Precision, ExportResult]:
+    """The graphs that are not calibrated, by precision."""
+    results: dict[Precision, ExportResult] = {}
+    for precision in track([p for p in precisions if p != "int8"], "Exporting"):
+        results[precision] = export_model(
+            model,
+            inputs,
+            preset=recipe.model,
+            precision=precision,
+            trt_version=trt_version,
+            recipe=recipe.export,
+        )
+    return results
+
+
+def _records(
+    results: Mapping[Precision, ExportResult], report: SparsityReport, int8: Int8Export | None
+) -> dict[str, Any]:
+    """What `export_bundle` returns."""
     records: dict[str, Any] = {precision: _record(result) for precision, result in results.items()}
     records["fp32"]["sparsity"] = report.to_json()
     if int8 is not None:
         records["int8"] |= int8.to_dict()
     return records
+
+
+def _tolerances(recipe: ExportRecipe) -> dict[str, float]:
+    return {"fp32": recipe.fp32_tolerance, "fp16": recipe.fp16_tolerance, "int8": recipe.int8_tolerance}
+
+
+def _sparsity(recipe: Recipe, results: Mapping[Precision, ExportResult]) -> SparsityReport:
+    """Which weights are 2:4, and an error where they should be and are not."""
+    plain = results["fp32"]
+    report = sparsity_report(
+        plain.stages,
+        load_contract(recipe.model),
+        {**plain.inputs, **plain.reference},
+        rule=recipe.prune.two_four_rule,
+        # fp32 has no sparse kernels: what is exported in fp32 alone, as the dense yardstick, is not asked for 2:4.
+        asked=recipe.engine.sparsity if set(results) > {"fp32"} else "dense",
+    )
+    require_two_four(report, {precision: result.stages for precision, result in results.items()})
+    return report
 
 
 def _reference(frame: Frame, result: ExportResult, geometry: Geometry) -> Reference:
