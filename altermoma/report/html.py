@@ -12,6 +12,7 @@ from altermoma.deploy.benchmark import FRAME
 from altermoma.deploy.engine_report import HEADER, engine_cells
 from altermoma.deploy.manifest import STAGES
 from altermoma.report.paper import paper_table
+from altermoma.report.pareto import draw, points_of, svg
 from altermoma.report.scenes import Scene
 from altermoma.report.summary import LayerWidth, Product, SparseProducts, Summary, Variant, stage_names
 from altermoma.storage import write_text
@@ -71,6 +72,7 @@ def render(summary: Summary, scene: Scene | None) -> str:
         style=style,
         headline=headline(summary),
         bars=latency_bars(summary),
+        pareto=_pareto(summary),
         sparse_rows=sparse_rows(summary.sparsity),
         stages=stage_names(list(summary.variants.values())),
         partitions=widths_by_partition(summary.channels),
@@ -87,6 +89,11 @@ class Headline:
     pruned: Variant
     latency_share: float | None
     runtime: str
+
+
+def _pareto(summary: Summary) -> str:
+    plot = draw(points_of(summary))
+    return svg(plot) if plot is not None else ""
 
 
 def headline(summary: Summary) -> Headline:

@@ -40,11 +40,18 @@ def evaluate_engine(place: Workplace, bundle: Path, backend: Backend, precision:
     """Predicts and scores the validation split with the stages of a bundle, prepared as the bundle's model needs it."""
     opened, threads = Bundle.open(bundle), os.cpu_count() or 1
     if (backend, precision) == ("onnxruntime", "fp16"):
-        pipeline = half_pipeline(opened, threads)
+        pipeline = rounded_pipeline(opened, precision, threads)
     else:
         pipeline = Pipeline.from_bundle(opened, backend, precision=precision, threads=threads)
-    frames = place.val_for(opened.manifest.geometry, map_shape_of(opened.stages(precision)["head"].outputs))
-    description = f"Detecting, {backend} {precision}"
+    return score_pipeline(place, opened, pipeline, file, f"Detecting, {backend} {precision}")
+
+
+def score_pipeline(
+    place: Workplace, bundle: Bundle, pipeline: Pipeline, file: Path, description: str = "Detecting"
+) -> dict[str, Any]:
+    """Predicts and scores the validation split with a pipeline of a bundle; detections are kept in `file`."""
+    head = next(iter(bundle.manifest.stages.values()))["head"]
+    frames = place.val_for(bundle.manifest.geometry, map_shape_of(head.outputs))
     found = _scored(
         place, file, lambda start: detect_with(pipeline.run_stages, frames, start=start, description=description)
     )
@@ -68,8 +75,8 @@ def _map_scores(frames: FrameDataset, run: Run) -> dict[str, Any]:
     return {"mIoU": scores.mean, "map_iou": dict(scores.best)}
 
 
-def half_pipeline(bundle: Bundle, threads: int) -> Pipeline:
-    """The fp16 stages on ONNX Runtime with every rounding written out.
+def rounded_pipeline(bundle: Bundle, precision: str, threads: int) -> Pipeline:
+    """TensorRT's fp16 or int8 stages on ONNX Runtime with every rounding to half precision written out.
 
     Left to itself, the CPU backend computes fp16 graphs in fp32 and would show an accuracy that no engine has.
     """
@@ -78,7 +85,7 @@ def half_pipeline(bundle: Bundle, threads: int) -> Pipeline:
     from altermoma.export.passes.emulate_half import emulate_half
 
     runners = {}
-    for name, record in bundle.stages("fp16").items():
+    for name, record in bundle.stages(precision).items():
         graph = emulate_half(onnx.load_model_from_string(bundle.graph(record)))
         runners[name] = OnnxRuntimeStage(graph.SerializeToString(), record, threads=threads)
     return Pipeline(bundle.manifest.geometry, runners)
