@@ -30,7 +30,9 @@ def test_engines_find_torchs_boxes(tmp_path: Path) -> None:
     assert exact.matched == 1.0
     assert exact.max_difference < 1e-3
     assert exact.max_score_difference < 1e-3
-    rounded = compare(torch_boxes, predict_with(rounded_pipeline(Bundle.open(tmp_path / "bundle"), "fp16", 1).run_stages, frames))
+    rounded = compare(
+        torch_boxes, predict_with(rounded_pipeline(Bundle.open(tmp_path / "bundle"), "fp16", 1).run_stages, frames)
+    )
     assert rounded.matched > 0.98
     # Written-out roundings must show: an fp16 that equals fp32 would not have been computed in halves.
     assert 1e-4 < rounded.max_score_difference < 0.05
