@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,9 @@ NO_POINTS = "empty point cloud: the LiDAR branch sees nothing"
 
 _FRAME = "hand over the frame as the bundle's reference/inputs.npz holds one"
 _CALIBRATE = "load the vehicle's calibration again, and check its units and the order of its cameras"
+
+_LAG = 4
+"""Column of a point's time lag."""
 
 T = TypeVar("T")
 
@@ -135,7 +138,8 @@ class Pipeline:
 
         Args:
             cameras_vhw3: uint8 RGB, native size, in the order of the calibration; a dead camera is all zeros.
-            points_p5: float32 x, y, z (m, LiDAR frame), intensity (0-255), time lag (s); may have no rows.
+            points_p5: float32 x, y, z (m, LiDAR frame), intensity (0-255), time lag (s; NaN where it is not known); may
+                have no rows. Without ego motion earlier sweeps cannot be moved here: hand over the last one alone.
             calibration: rebuilds the pooling tables when it changes, never the engines.
 
         Returns:
@@ -145,7 +149,7 @@ class Pipeline:
             DataError: arrays of another dtype or shape, or NaN points.
         """
         if self.device is not None:
-            outputs, warnings, watch = self._run_device(cameras_vhw3, points_p5, calibration)
+            outputs, warnings, watch = self._run_device(self.device, cameras_vhw3, points_p5, calibration)
         else:
             inputs, warnings = self.prepare(cameras_vhw3, points_p5, calibration)
             watch = Stopwatch(self._preparer.timings_ms)
@@ -157,25 +161,31 @@ class Pipeline:
         )
 
     def _run_device(
-        self, cameras_vhw3: NDArray[np.uint8], points_p5: NDArray[np.float32], calibration: Calibration
+        self,
+        device: DeviceFrame,
+        cameras_vhw3: NDArray[np.uint8],
+        points_p5: NDArray[np.float32],
+        calibration: Calibration,
     ) -> tuple[Arrays, tuple[str, ...], Stopwatch]:
         from altermoma.deploy.device_frame import RawFrame
 
+        points_p5, late = _with_lags(points_p5, self.geometry)
         _check_frame(cameras_vhw3, points_p5, calibration, self.geometry)
-        frame = RawFrame(images_vhw3=cameras_vhw3, points_p5=points_p5, calibration=calibration)
-        answer = cast("DeviceFrame", self.device).run(frame)
+        answer = device.run(RawFrame(images_vhw3=cameras_vhw3, points_p5=points_p5, calibration=calibration))
         warnings = self._warnings(cameras_vhw3, calibration, seen=answer.seen, dropped=answer.dropped)
-        return answer.outputs, warnings, Stopwatch(answer.timings_ms)
+        return answer.outputs, warnings + late, Stopwatch(answer.timings_ms)
 
     def prepare(
         self, cameras_vhw3: NDArray[np.uint8], points_p5: NDArray[np.float32], calibration: Calibration
     ) -> tuple[Arrays, tuple[str, ...]]:
         """Graph inputs by name, and warnings: the host's share of a frame. Arguments and errors as in a call."""
+        points_p5, late = _with_lags(points_p5, self.geometry)
         _check_frame(cameras_vhw3, points_p5, calibration, self.geometry)
         dropped = self._preparer.dropped_voxels
         inputs = dict(self._preparer.prepare_parts(cameras_vhw3, points_p5, calibration))
         dropped = self._preparer.dropped_voxels - dropped
-        return inputs, self._warnings(cameras_vhw3, calibration, seen=not nothing_seen(inputs), dropped=dropped)
+        warnings = self._warnings(cameras_vhw3, calibration, seen=not nothing_seen(inputs), dropped=dropped)
+        return inputs, warnings + late
 
     def _warnings(
         self, cameras_vhw3: NDArray[np.uint8], calibration: Calibration, *, seen: bool, dropped: int
@@ -241,6 +251,18 @@ def _dead(cameras_vhw3: NDArray[np.uint8], calibration: Calibration) -> list[str
         for name, image in zip(calibration.camera_names, cameras_vhw3, strict=True)
         if image[::32].max() <= BLACK_LEVEL and image.max() <= BLACK_LEVEL
     ]
+
+
+def _with_lags(points_p5: NDArray[np.float32], geometry: Geometry) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+    """Points whose time is not known (NaN) are taken as of this moment, with a warning; other arrays as they are."""
+    if points_p5.ndim != 2 or points_p5.shape[1] != geometry.point_features or geometry.point_features <= _LAG:
+        return points_p5, ()
+    unknown = np.isnan(points_p5[:, _LAG])
+    if points_p5.dtype != np.float32 or not unknown.any():
+        return points_p5, ()
+    points_p5 = points_p5.copy()
+    points_p5[unknown, _LAG] = 0.0
+    return points_p5, (f"{int(unknown.sum())} points without a time lag: taken as measured now",)
 
 
 def _check_frame(

@@ -12,6 +12,9 @@ from altermoma.report.paper import paper_table
 
 Record = Mapping[str, Any]
 
+FRAME_STEPS = {"frame": "stage by stage", "frame, host": "graphs, host", "frame, device": "graphs, device"}
+"""Steps of `deploy.gpu_check` that run whole frames, and what the page calls them."""
+
 
 def gpu_markdown(result: Record) -> str:
     """The whole page.
@@ -31,8 +34,13 @@ def gpu_markdown(result: Record) -> str:
         "over the largest magnitude of the output, fed with the bundle's own inputs.",
         _engines(result["variants"]),
         "## Whole frame against the bundle's reference",
+        "Run: every stage by itself with its answers copied to the host and back; or as a vehicle does it, on two "
+        "streams with CUDA graphs, frames prepared on the host or by the device kernels.",
         _frames(result["variants"]),
     ]
+    kernels = _kernels(result["variants"])
+    if kernels:
+        parts += ["## Device kernels against numpy", kernels]
     for model, record in result["benchmarks"].items():
         parts += [f"## Latency of {model}", *_latency(model, record, result["variants"])]
     return "\n\n".join(parts) + "\n"
@@ -119,15 +127,39 @@ def _number(value: Any, how: str, factor: float = 1.0) -> str:
 
 
 def _frames(variants: Record) -> str:
-    lines = [["variant", "boxes", "found again", "largest distance m", "largest score difference", ""]]
+    head = ["variant", "run", "boxes", "found again", "largest distance m", "largest score difference", "graphs", "MB"]
+    lines = [[*head, ""]]
     for name, check in variants.items():
-        found = check.get("steps", {}).get("frame", {})
-        cells = [str(found.get("boxes", "")), str(found.get("matched", ""))]
-        cells += [_number(found.get("centre_m"), ".4f"), _number(found.get("score"), ".4f")]
-        status = str(found.get("status", "not reached"))
-        # Untrained and freshly pruned models may find nothing: then only the stages have been held to the reference.
-        lines.append([name, *cells, status if found.get("boxes") != 0 else f"{status}, no box to find"])
+        steps = check.get("steps", {})
+        for step, way in FRAME_STEPS.items():
+            if step in steps or step == "frame":
+                lines.append([name, way, *_frame(steps.get(step, {}))])
     return table(lines)
+
+
+def _frame(found: Record) -> list[str]:
+    cells = [str(found.get("boxes", "")), str(found.get("matched", ""))]
+    cells += [_number(found.get("centre_m"), ".4f"), _number(found.get("score"), ".4f")]
+    captures = found.get("captures", {})
+    graphs = f"{sum(count > 0 for count in captures.values())} of {len(captures)} lines" if captures else ""
+    status = str(found.get("status", "not reached"))
+    # Untrained and freshly pruned models may find nothing: then only the stages have been held to the reference.
+    status = status if found.get("boxes") != 0 else f"{status}, no box to find"
+    return [*cells, graphs, _number(found.get("memory_bytes"), ".1f", 1e-6), status]
+
+
+def _kernels(variants: Record) -> str:
+    """Device kernels against numpy; empty where they did not run."""
+    lines = [["variant", "part", "ms p50", "p99", "entries that differ", ""]]
+    for name, check in variants.items():
+        found = check.get("steps", {}).get("kernels", {})
+        differing = ", ".join(f"{tensor} {count}" for tensor, count in found.get("differing", {}).items() if count)
+        for part, times in found.get("ms", {}).items():
+            cells = [f"{times['p50']:.3f}", f"{times['p99']:.3f}", differing or "none", found["status"]]
+            lines.append([name, part, *cells])
+        for part, time in found.get("host_ms", {}).items():
+            lines.append([name, f"{part}, numpy on the host, once", f"{time:.1f}", "", "", ""])
+    return table(lines) if len(lines) > 1 else ""
 
 
 def _latency(model: str, record: Record, variants: Record) -> list[str]:
@@ -142,10 +174,17 @@ def _latency(model: str, record: Record, variants: Record) -> list[str]:
     if record["gpu"]:
         spread = [[n, *(f"{v[k]:.0f}" for k in ("min", "median", "max"))] for n, v in record["gpu"].items()]
         parts += [table([["GPU meanwhile", "min", "median", "max"], *spread])]
+    ways = record.get("ways", {})
+    if ways:
+        parts += ["Frames are run " + ", ".join(f"{n}: {_way(way)}" for n, way in ways.items()) + "."]
     wrong = [n for n in record["variants"] if variants.get(n, {}).get("status") != "passed"]
     if wrong:
         parts += [f"Not everything is right in {', '.join(wrong)}: see above before quoting a time."]
     return [*parts, *_ratios(record, variants)]
+
+
+def _way(way: str) -> str:
+    return way if way not in {"host", "device"} else f"with graphs, prepared on the {way}"
 
 
 def _ratios(record: Record, variants: Record) -> list[str]:

@@ -141,7 +141,10 @@ def test_degraded_frames_are_answered_and_flagged(pipeline: Pipeline, bundle: Bu
     black[1] = 0
     far = np.full((5, 5), 1000.0, np.float32)
     crowd = frame(3, points=1500).points_p5
+    timeless = of.points_p5.copy()
+    timeless[:, 4] = np.nan
     for images, points in (
+        (of.images_vhw3, timeless),
         (black, of.points_p5),
         (of.images_vhw3, of.points_p5[:0]),
         (of.images_vhw3, far),

@@ -166,6 +166,10 @@ def test_everything_passes_and_is_not_done_again(machine: Machine) -> None:
     assert set(bench["variants"]) == set(result["variants"])
     page = (machine.out / "result.md").read_text()
     assert "Everything passed" in page
+    assert "| dense-fp32 | graphs, device | " in page
+    assert "3 of 3 lines" in page
+    assert "| dense-fp32 | tables | " in page
+    assert "dense-fp16: with graphs, prepared on the device" in page
     ratio = next(line for line in page.splitlines() if line.startswith("| pruned-fp16 | ") and "0.500" in line)
     times = {name: bench["variants"][name]["latency_ms"]["frame"]["p50"] for name in ("dense-fp16", "pruned-fp16")}
     shown = 1 - times["pruned-fp16"] / times["dense-fp16"]

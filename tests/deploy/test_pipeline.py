@@ -98,6 +98,18 @@ def test_dead_camera_is_answered_and_named(pipeline: Pipeline) -> None:
     assert len(found.boxes) == 16
 
 
+def test_points_without_a_time_are_taken_as_of_now(pipeline: Pipeline) -> None:
+    of = frame(1)
+    unknown, known = of.points_p5.copy(), of.points_p5.copy()
+    unknown[10:40, 4] = np.nan
+    known[10:40, 4] = 0.0
+    found, wanted = (pipeline(of.images_vhw3, points, of.calibration) for points in (unknown, known))
+    assert found.warnings == ("30 points without a time lag: taken as measured now",)
+    assert wanted.warnings == ()
+    np.testing.assert_array_equal(found.boxes.geometry_m9, wanted.boxes.geometry_m9)
+    assert np.isnan(unknown[10:40, 4]).all(), "the caller's points stay as they are"
+
+
 def test_too_many_voxels_are_counted(pipeline: Pipeline) -> None:
     found = answer(pipeline, frame(3, points=1500))
     assert any("were dropped" in text for text in found.warnings)
