@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -28,9 +30,11 @@ checkpoint_every = 1
 """
 
 
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
+
 def launched(folder: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    return subprocess.run(words, cwd=folder, env=environment, text=True, capture_output=True, timeout=120, check=False)
+    return subprocess.run(words, cwd=folder, env=ENVIRONMENT, text=True, capture_output=True, timeout=120, check=False)
 
 
 def documented(data: Path, out: str, recipe: str) -> list[str]:
@@ -70,6 +74,38 @@ def test_two_processes_train_as_one(tiny_nuscenes: Path, tmp_path: Path) -> None
     name = "pts_backbone.blocks.0.0.weight"
     moved = [w[name] - start[name] for w in weights]
     assert torch.nn.functional.cosine_similarity(moved[0].flatten(), moved[1].flatten(), dim=0) > 0.99
+
+
+@pytest.mark.slow
+def test_two_killed_processes_go_on_to_the_same_weights(tiny_nuscenes: Path, tmp_path: Path) -> None:
+    """SIGKILL to torchrun and all that it started, in bf16, in two parts, with reading processes."""
+    recipe = RECIPE.replace("batch_size = 2", "batch_size = 4").replace("steps = 2", "steps = 5")
+    compute = '[compute]\nprecision = "bf16"\naccumulate = 2\nworkers = 1\n'
+    (tmp_path / "recipe.toml").write_text(recipe + compute)
+    whole = launched(tmp_path, documented(tiny_nuscenes, "whole", "recipe.toml"))
+    assert whole.returncode == 0, whole.stderr
+    words, log = documented(tiny_nuscenes, "cut", "recipe.toml"), tmp_path / "cut" / "training_log.jsonl"
+    with subprocess.Popen(words, cwd=tmp_path, env=ENVIRONMENT, start_new_session=True) as process:
+        while len(read_log(log)) < 2:
+            assert process.poll() is None
+            time.sleep(0.02)
+        for member in reversed(descendants(process.pid)):
+            os.kill(member, signal.SIGKILL)
+    assert not (tmp_path / "cut" / "model.safetensors").exists()
+    resumed = launched(tmp_path, words)
+    assert resumed.returncode == 0, resumed.stderr
+    weights = [load_checkpoint(tmp_path / name / "model.safetensors")[0] for name in ("whole", "cut")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert [line["step"] for line in read_log(log)] == list(range(5))
+
+
+def descendants(parent: int) -> list[int]:
+    """The process and all that it started; torchrun's children lead sessions of their own."""
+    found = [parent]
+    for number in found:
+        for task in Path(f"/proc/{number}/task").glob("*/children"):
+            found += [int(child) for child in task.read_text().split()]
+    return found
 
 
 def test_other_commands_work_in_one_process(tmp_path: Path) -> None:
