@@ -44,10 +44,19 @@ def calibrate(  # noqa: PLR0913 - one parameter per option
             "at most this much mAP. Without it: ranges only.",
         ),
     ] = None,
+    tune_steps: Annotated[
+        int | None,
+        typer.Option("--tune-steps", metavar="N", help="Fine-tune with rounding; leaves weights to export."),
+    ] = None,
 ) -> None:
     """Choose calibration frames, find int8 ranges on them and, with a budget, which layer groups can be int8."""
     chosen = load_recipe(recipe, data=data, checkpoint=checkpoint, mmdet3d_config=mmdet3d_config)
-    given = {"recipe": calibration, "manifest": manifest, "max_map_drop": max_map_drop}
+    given = {
+        "recipe": calibration,
+        "manifest": manifest,
+        "max_map_drop": max_map_drop,
+        "tune_steps": tune_steps,
+    }
     given = {name: value for name, value in given.items() if value is not None}
     chosen = dataclasses.replace(chosen, calibration=dataclasses.replace(chosen.calibration, **given))  # type: ignore[arg-type]
     chosen = with_engine(chosen, EngineChoice(precision="int8", target=target))

@@ -82,7 +82,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "optimization_level": Range(low=-1, high=5),
         **dict.fromkeys(("workspace_mib", "tactic_dram_mib", "tactic_shared_kib", "dla_core"), _NATURAL),
     },
-    "calibration": {"max_map_drop": _NATURAL},
+    "calibration": {"max_map_drop": _NATURAL, "tune_steps": _NATURAL},
     "parity": {"fp32_boxes": _POSITIVE, "fp16_map": _POSITIVE, "int8_map": _POSITIVE},
     "compute": {"accumulate": _COUNT, "workers": _NATURAL},
     "bench": {"frames": _COUNT, "rounds": _COUNT, "warmup": _NATURAL, "threads": _COUNT},

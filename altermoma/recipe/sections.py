@@ -161,11 +161,13 @@ class CalibrationRecipe:
         manifest: file that names the frames; empty chooses them from the training split.
         max_map_drop: points of mAP that int8 may cost on the validation split; the largest int8 share within it is
             searched for. 0 takes the calibration recipe's share as it is.
+        tune_steps: steps of fine-tuning with rounding, for models that lose more than they may (`altermoma calibrate`).
     """
 
     recipe: str = ""
     manifest: str = ""
     max_map_drop: float = 0.0
+    tune_steps: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,7 +80,8 @@ def calibration_inputs(recipe: Recipe) -> dict[str, Any]:
     named = recipe.calibration.manifest
     frames = read_manifest(Path(named)).key if named else ""
     drop = recipe.calibration.max_map_drop
-    return {"settings": settings_of(recipe).to_dict(), "manifest": frames, "max_map_drop": drop}
+    steps = recipe.calibration.tune_steps
+    return {"settings": settings_of(recipe).to_dict(), "manifest": frames, "max_map_drop": drop, "tune_steps": steps}
 
 
 def calibrate(

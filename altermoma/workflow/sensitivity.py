@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +33,11 @@ from altermoma.workflow.plan import data_inputs, model_inputs
 from altermoma.workflow.single import unfinished
 
 if TYPE_CHECKING:
+    from altermoma.models.fusion import FusionModel
     from altermoma.workflow.steps import Record
+
+
+TUNED_FILE = "tuned.safetensors"
 
 
 def search_groups(
@@ -70,7 +75,8 @@ def _scorer(place: Workplace, geometry: Geometry) -> Callable[[Run], float]:
 def calibrate_to_folder(recipe: Recipe, folder: Path) -> str:
     """`altermoma calibrate`: frames, ranges and, with a budget, the search; gives what to tell the user.
 
-    The folder gets frames.json, ranges.json and, with a budget, sensitivity.json and recipe.toml.
+    The folder gets frames.json, ranges.json and, with a budget, sensitivity.json and recipe.toml; with tuning steps
+    tuned.safetensors, a checkpoint to export.
     """
     check_writable(folder / "frames.json")
     place = Workplace(recipe)
@@ -100,6 +106,8 @@ def calibrate_to_folder(recipe: Recipe, folder: Path) -> str:
             found = search_groups(place, fp32, calibrated, geometry, here)
             notes |= found_notes(found, calibrated.settings)
             told.append(table(found))
+        if recipe.calibration.tune_steps:
+            notes[TUNED_FILE] = tuned(place, model, calibrated, here / "tuning")
         for name, payload in notes.items():
             write_bytes(folder / Path(name).name, payload)
         return {}
@@ -107,6 +115,23 @@ def calibrate_to_folder(recipe: Recipe, folder: Path) -> str:
     with unfinished("calibrate", "Calibration", inputs, work):
         pass
     return "\n".join([*told, f"written to {folder}"])
+
+
+def tuned(place: Workplace, model: FusionModel, calibrated: Calibrated, folder: Path) -> bytes:
+    """The model's weights after a few steps with rounding; the rate is a tenth of the recipe's for fine-tuning."""
+    from altermoma.calib.tune import data_limits, fake_quantised
+    from altermoma.checkpoints.io import describe, save_checkpoint
+    from altermoma.training.loop import train
+
+    recipe = place.recipe.finetune
+    recipe = dataclasses.replace(recipe, steps=place.recipe.calibration.tune_steps, lr=recipe.lr / 10)
+    limits = data_limits(model, calibrated.plans, calibrated.groups, calibrated.ranges.tensors)
+    zeros = {name: weight != 0 for name, weight in model.named_parameters() if (weight == 0).any()}
+    with fake_quantised(model, limits):
+        result = train(model, place.train, recipe, folder=folder, masks=zeros or None)
+    metadata = describe(result.model, place.recipe.model) | {"steps": result.steps}
+    save_checkpoint(folder / TUNED_FILE, result.model.state_dict(), metadata)
+    return (folder / TUNED_FILE).read_bytes()
 
 
 def table(found: Found) -> str:
