@@ -65,7 +65,7 @@ def table_page(table: Table) -> str:
     if table.paper:
         intro += f'<p class="soft">Paper: points below its own dense model, {escape(table.paper.title)}.</p>'
     sections = [intro, f'<div class="figures">{plots}</div>']
-    sections += [f"<h2>{100 * amount:g} % removed</h2>{_amount(table, amount)}" for amount in table.amounts]
+    sections += [f"<h2>{100 * amount:g} % removed</h2>{_amount(table, amount)}" for amount in table.begun]
     if table.missing:
         first = escape(describe_missing(table.missing[0]))
         sections.append(f'<p class="soft">{len(table.missing)} cells are missing, the first: {first}.</p>')

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 640.0, 300.0
-LEFT, RIGHT, TOP, BOTTOM = 52.0, 150.0, 14.0, 40.0
+WIDTH, HEIGHT = 740.0, 300.0
+LEFT, RIGHT, TOP, BOTTOM = 52.0, 250.0, 14.0, 40.0
 COLOURS = ("#1b6ca8", "#d1495b", "#2e933c", "#8a5ea8", "#e0912f", "#3aa6a0", "#777777", "#b07d62", "#4d4d4d")
 
 

@@ -29,6 +29,11 @@ class Variant:
     reri_batches: int = 0
     reactivation_lr: float = 0.0
 
+    @property
+    def published(self) -> bool:
+        """Whether the weights are the paper's: what it did with batches and rates is open."""
+        return (self.beta, self.redundancy, self.unit) == (1.0, "difference", "share")
+
     def of(self, recipe: PruneRecipe) -> PruneRecipe:
         """The recipe as this variant has it."""
         given = {key: value for key, value in dataclasses.asdict(self).items() if key != "name" and value}

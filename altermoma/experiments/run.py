@@ -15,8 +15,6 @@ from altermoma.progress import say
 from altermoma.storage import content_key, read_json, write_json
 
 CELLS = "cells"
-REFERENCE = "altermoma"
-"""The row that others are compared with; the first row where there is none of this name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +23,14 @@ class Outcome:
 
     Attributes:
         recipe: what was asked.
+        rows: labels, in the order of the cells.
         dense: mAP, NDS and loss of the dense model.
         records: of the cells that are done (`Workbench.run`).
         missing: label, amount and seed of those that are not.
     """
 
     recipe: ExperimentRecipe
+    rows: Sequence[str]
     dense: Mapping[str, float]
     records: Sequence[Mapping[str, Any]]
     missing: Sequence[tuple[str, float, int]]
@@ -63,7 +63,8 @@ def run_experiment(recipe: ExperimentRecipe, folder: Path, *, minutes: float = 0
         found = {**read_json(file), "label": cell.label}
         say(f"{describe(cell)}: mAP {100 * found['mAP']:.1f}, NDS {100 * found['NDS']:.1f}, {found['seconds']:.0f} s")
         records.append(found)
-    return Outcome(recipe=recipe, dense=dense, records=records, missing=missing)
+    rows = tuple(dict.fromkeys(cell.label for cell in cells))
+    return Outcome(recipe=recipe, rows=rows, dense=dense, records=records, missing=missing)
 
 
 def describe(cell: Cell) -> str:

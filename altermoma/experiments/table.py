@@ -51,18 +51,24 @@ class Table:
     paper: PaperFigures | None
     missing: Sequence[tuple[str, float, int]]
 
+    @property
+    def begun(self) -> tuple[float, ...]:
+        """Amounts with at least one cell."""
+        return tuple(amount for amount in self.amounts if any((row, amount) in self.entries for row in self.rows))
+
 
 def tabulate(outcome: Outcome) -> Table:
     """The table of what is done."""
     recipe = outcome.recipe
     figures = paper_figures(recipe.paper) if recipe.paper else None
-    rows = tuple(dict.fromkeys([str(r["label"]) for r in outcome.records] + [label for label, _, _ in outcome.missing]))
+    rows = tuple(outcome.rows)
+    ours = {variant.name for variant in recipe.variants if not variant.published}
     by_place: dict[tuple[str, float], dict[int, Mapping[str, Any]]] = {}
     for record in outcome.records:
         by_place.setdefault((record["label"], record["amount"]), {})[record["seed"]] = record
     reference = rows[0]
     entries = {
-        (label, amount): _entry(label, amount, by_place, reference, figures)
+        (label, amount): _entry(label, amount, by_place, reference, None if label in ours else figures)
         for label in rows
         for amount in recipe.amounts
         if (label, amount) in by_place
@@ -116,7 +122,7 @@ def to_markdown(table: Table) -> str:
     ]
     if table.paper:
         lines += ["", f"Paper: points of mAP below its dense model, {table.paper.title}."]
-    for amount in table.amounts:
+    for amount in table.begun:
         lines += ["", f"### {100 * amount:g} %", "", *_rows(table, amount)]
     if table.missing:
         lines += ["", f"Missing: {len(table.missing)} cells, first {describe_missing(table.missing[0])}."]

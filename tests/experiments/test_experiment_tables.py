@@ -150,6 +150,7 @@ def outcome() -> Outcome:
     records += [record("snip", 0.9, seed, 0.4 + 0.02 * seed) for seed in range(3)]
     return Outcome(
         recipe=RECIPE,
+        rows=("altermoma", "snip"),
         dense={"mAP": 0.8, "NDS": 0.7, "loss": 1.0},
         records=records,
         missing=[("altermoma", 0.8, 0)],
@@ -169,6 +170,17 @@ def test_the_table_pairs_seeds_and_says_what_is_missing() -> None:
     assert "42.0 \N{PLUS-MINUS SIGN} 2.0 (3)" in text
     assert "Missing: 1 cells, first altermoma at 80 % with seed 0" in text
     assert json.loads(json.dumps(to_json(table)))["cells"][1]["difference"] == pytest.approx(-9.0)
+
+
+def test_only_the_papers_weights_stand_beside_its_figures() -> None:
+    variants = Variant(name="as printed"), Variant(name="no redundancy", beta=0.0)
+    recipe = dataclasses.replace(RECIPE, variants=variants)
+    records = [{**record("altermoma", 0.9, 0, 0.5), "label": variant.name} for variant in variants]
+    found = dataclasses.replace(outcome(), recipe=recipe, rows=[v.name for v in variants], records=records, missing=[])
+    table = tabulate(found)
+    assert table.entries["as printed", 0.9].paper == pytest.approx(63.5 - 67.8)
+    assert table.entries["no redundancy", 0.9].paper is None
+    assert table.begun == (0.9,)
 
 
 def test_pages_and_plots_are_well_formed() -> None:
