@@ -2,14 +2,15 @@
 
 Channels of a group (`groups.py`) may come in any order, as long as all that computes them and all that reads them
 agree. Only the readers' weights have fours along the channels, so groups do not depend on each other, and each is
-searched by itself (`two_four_search`).
+searched by itself (`two_four_search`). Weights count as they are exported, times the scale of the norm behind them:
+that of a channel which its norm turns down matters less.
 """
 
 from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -50,7 +51,6 @@ def find_orders(
     groups: Sequence[ChannelGroup],
     dims: Mapping[str, int],
     *,
-    importance: Mapping[str, Tensor] | None = None,
     work: int = WORK,
 ) -> tuple[dict[str, Tensor], tuple[GroupGain, ...]]:
     """Searches an order for every group that a 2:4 weight reads.
@@ -59,10 +59,9 @@ def find_orders(
         model: dense or pruned; unchanged.
         groups: all its channel groups.
         dims: the weights that become 2:4, with their dimension of input channels.
-        importance: what to keep instead of magnitude, by weight name; not negative.
         work: of each group's search.
     """
-    sizes = {name: (importance or {}).get(name, model.get_parameter(name)).detach().abs() for name in dims}
+    sizes = folded_sizes(model, groups, dims)
     orders: dict[str, Tensor] = {}
     gains = []
     for group in track(groups, "Ordering channels"):
@@ -76,6 +75,29 @@ def find_orders(
             GroupGain(group=group.name, width=group.width, entries=columns.size, before=found.before, after=found.after)
         )
     return orders, tuple(gains)
+
+
+def folded_sizes(model: nn.Module, groups: Sequence[ChannelGroup], names: Iterable[str]) -> dict[str, Tensor]:
+    """Magnitudes of weights, each output's times the scale of the batch norm behind it, by name."""
+    sizes = {name: model.get_parameter(name).detach().abs() for name in names}
+    for group in groups:
+        layer = None
+        for member in group.members:
+            norm, _, leaf = member.tensor.rpartition(".")
+            if member.produces and leaf == "weight" and model.get_parameter(member.tensor).ndim > 1:
+                # What computes the channels comes before its norm.
+                layer = member
+            elif leaf == "running_var" and layer is not None and layer.tensor in sizes:
+                scale = _scale(model.get_submodule(norm))
+                rows = [-1 if dim == layer.dim else 1 for dim in range(sizes[layer.tensor].ndim)]
+                sizes[layer.tensor] = sizes[layer.tensor] * scale.reshape(rows)
+    return sizes
+
+
+def _scale(norm: nn.Module) -> Tensor:
+    if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) or norm.running_var is None:
+        raise PruningError(f"a norm is a {type(norm).__name__}", expected="a batch norm with running statistics")
+    return (norm.weight.detach() / (norm.running_var + norm.eps).sqrt()).abs()
 
 
 def _readers(group: ChannelGroup, sizes: Mapping[str, Tensor], dims: Mapping[str, int]) -> tuple[F32, int] | None:

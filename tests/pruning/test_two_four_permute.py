@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from fusion_toys import BASIC, BOTTLENECK, SWIN, frame_batch, fusion_model, outputs_of, scaled_down
 from torch import Tensor
 
@@ -21,7 +23,14 @@ from altermoma.pruning.channels import ChannelGroup, Slice
 from altermoma.pruning.groups import fusion_groups
 from altermoma.pruning.surgery import shrink
 from altermoma.pruning.two_four import kept_magnitude, two_four_masks, weights_of
-from altermoma.pruning.two_four_permute import find_orders, moved, permuted, permuted_entries, permuted_state
+from altermoma.pruning.two_four_permute import (
+    find_orders,
+    folded_sizes,
+    moved,
+    permuted,
+    permuted_entries,
+    permuted_state,
+)
 from altermoma.pruning.two_four_search import kept_sum, partings, search
 
 CONFIGS = {
@@ -195,6 +204,29 @@ def test_orders_keep_more_of_the_shipped_model() -> None:
     assert after > before + 0.005
     assert {gain.group for gain in gains} == set(orders) >= set(moved(orders))
     assert all(gain.after >= gain.before for gain in gains)
+
+
+def test_weights_count_as_they_are_exported() -> None:
+    """Against the norm's own answer to a unit step: scale times weight."""
+    model = fusion_model(BOTTLENECK).double()
+    names = [weight.name for weight in weights_of(model, "pattern") if not weight.obstacle]
+    sizes = folded_sizes(model, fusion_groups(model), names)
+    for layer, norm in (
+        ("img_backbone.layer2.0.conv3", "img_backbone.layer2.0.bn3"),
+        ("pts_middle_encoder.conv_out.0", "pts_middle_encoder.conv_out.1"),
+        ("bbox_head.prediction_heads.0.dim.0.conv", "bbox_head.prediction_heads.0.dim.0.bn"),
+    ):
+        weight, part = model.get_parameter(f"{layer}.weight"), model.get_submodule(norm)
+
+        def answers(rows: Tensor, norm: Any = part) -> Tensor:
+            return F.batch_norm(rows, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+
+        step = torch.eye(weight.shape[0], dtype=torch.float64)
+        answer = (answers(step) - answers(torch.zeros_like(step))).abs().sum(dim=1)
+        wanted = weight.detach().abs() * answer.reshape(-1, *[1] * (weight.ndim - 1))
+        torch.testing.assert_close(sizes[f"{layer}.weight"], wanted)
+    plain = "bbox_head.decoder.0.ffn.layers.1.weight"
+    torch.testing.assert_close(sizes[plain], model.get_parameter(plain).detach().abs())
 
 
 def test_entries_of_two_groups_in_one_dimension() -> None:
