@@ -119,6 +119,8 @@ def test_precisions_that_a_target_lacks() -> None:
         int8 = {f.rule for f in lint_for(quantised_weights(), target.tensorrt, precisions=target.precisions)}
         assert "precision" not in int8
     found = lint_for(quantised_weights(), "10.3.0", precisions=("fp32", "fp16"))
+    assert {f.rule for f in found} == {"precision", "half-quantised"}
+    found = [f for f in found if f.rule == "precision"]
     assert [(f.rule, f.node, f.remedy) for f in found] == [("precision", "DequantizeLinear_0", "export in fp32, fp16")]
 
 
