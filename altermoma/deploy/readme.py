@@ -31,7 +31,8 @@ def bundle_readme(manifest: Manifest, reference: Reference) -> str:
         "",
         "which writes the reference frame into `engines/by-hand/` as these tools read it. polygraphy holds every",
         "output against the bundle's own, within the tolerance of the manifest, on ONNX Runtime and, with `--trt`, on",
-        "TensorRT; where it says FAILED, do not drive with it. trtexec builds, and runs the frame for its time alone.",
+        "TensorRT; where it says FAILED, do not drive with it (of the head, see the end). trtexec builds, and runs the",
+        "frame for its time alone.",
     ]
     for precision, stages in manifest.stages.items():
         lines += ["", f"## {precision}"]

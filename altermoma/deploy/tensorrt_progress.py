@@ -58,7 +58,9 @@ def shown_progress(trt: Any, config: Any, stage: str) -> Iterator[None]:
         yield
         return
     phases = _Phases(stage)
-    config.progress_monitor = _monitor(base, phases)
+    # Held here as well: the builder may keep no more than a pointer.
+    monitor = _monitor(base, phases)
+    config.progress_monitor = monitor
     try:
         yield
     finally:

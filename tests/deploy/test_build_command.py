@@ -281,3 +281,19 @@ def test_bad_bundles_end_before_any_build(one: TensorRtDouble, copied: Path) -> 
         with pytest.raises(AltermomaError, match=r"manifest\.json"):
             app(["build", str(copied)], standalone_mode=False)
     assert not one.called("Builder", "__init__")
+
+
+def test_a_run_records_what_was_asked_and_found(one: TensorRtDouble, copied: Path, tmp_path: Path) -> None:
+    """The engine step of altermoma-export, and the summary that it ends in."""
+    from altermoma.recipe import EngineRecipe, Recipe
+    from altermoma.report.summary import Engines
+    from altermoma.workflow.engines import build_engines
+    from altermoma.workflow.summarise import _engines
+
+    record = build_engines(EngineRecipe(precision="fp32"), copied, tmp_path / "out")
+    assert (record["state"], record["precisions"]) == ("built", ["fp32"])
+    assert next((row["stage"], row["found"]) for row in record["engines"]) == ("camera", {"fp32": 1})
+    engines = _engines(Recipe(), record, "bundle")
+    assert isinstance(engines, Engines)
+    assert len(engines.built) == 5
+    assert records(Bundle.open(copied)) == (), "the exported bundle is left as it was"
