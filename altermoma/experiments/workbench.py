@@ -150,7 +150,8 @@ class Workbench:
 
     def fine_tune(self, cell: Cell, pruned: Pruned) -> FusionModel:
         folder = self.folder / "training" / cell.key(self.ground)
-        return train(pruned.model, self.place.train, cell.finetune, folder=folder, masks=pruned.masks or None).model
+        masks, compute = pruned.masks or None, self.place.recipe.compute
+        return train(pruned.model, self.place.train, cell.finetune, folder=folder, masks=masks, compute=compute).model
 
     def run(self, cell: Cell) -> dict[str, Any]:
         """The record of a cell; unfinished training is continued, and removed in the end."""

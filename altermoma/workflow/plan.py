@@ -73,17 +73,14 @@ def plan(place: Workplace) -> tuple[Step, ...]:
         Step(
             name="prune",
             title="Pruning",
-            inputs={**model, "prune": parts["prune"], **sparsity_inputs(recipe)},
+            inputs=prune_inputs(place),
             needs=("data",),
             run=steps.prune,
         ),
         Step(
             name="finetune",
             title="Fine-tuning",
-            inputs={
-                **parts["finetune"],
-                "compute": {key: parts["compute"][key] for key in ("precision", "accumulate")},
-            },
+            inputs=training_inputs(recipe),
             needs=("data", "prune"),
             run=steps.finetune,
         ),
@@ -126,6 +123,19 @@ def data_inputs(place: Workplace) -> dict[str, Any]:
 def model_inputs(place: Workplace) -> dict[str, Any]:
     """What the dense model of a run is."""
     return {"model": place.recipe.model, "weights": sha256_of(place.checkpoint)}
+
+
+def training_inputs(recipe: Recipe) -> dict[str, Any]:
+    """What decides trained weights; where they are computed and who reads the frames does not."""
+    compute = {"precision": recipe.compute.precision, "accumulate": recipe.compute.accumulate}
+    return {**dataclasses.asdict(recipe.finetune), "compute": compute}
+
+
+def prune_inputs(place: Workplace) -> dict[str, Any]:
+    """What decides pruned weights, besides the frames."""
+    recipe = place.recipe
+    rounds = {"rounds": training_inputs(recipe)} if recipe.prune.method == "imp" else {}
+    return {**model_inputs(place), "prune": recipe.to_dict()["prune"], **sparsity_inputs(recipe), **rounds}
 
 
 class _Steps:

@@ -31,6 +31,7 @@ def round_training(place: Workplace, recipe: TrainRecipe, folder: Path) -> Retra
         if not isinstance(model, FusionModel):
             raise PruningError(f"rounds of training for a {type(model).__name__}", expected="a FusionModel")
         ours = dataclasses.replace(recipe, seed=recipe.seed + ROUNDS_APART * turn)
-        return train(copy.deepcopy(model), place.train, ours, folder=folder / f"round-{turn}", masks=masks).model
+        place_of_round, compute = folder / f"round-{turn}", place.recipe.compute
+        return train(copy.deepcopy(model), place.train, ours, folder=place_of_round, masks=masks, compute=compute).model
 
     return retrain

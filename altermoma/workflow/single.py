@@ -22,10 +22,10 @@ from altermoma.workflow.calibrate import calibration_inputs
 from altermoma.workflow.compress import PRUNED_FILE, prune_model, teacher_of
 from altermoma.workflow.keys import code_version
 from altermoma.workflow.place import Workplace
-from altermoma.workflow.plan import data_inputs, model_inputs, precisions_of
+from altermoma.workflow.plan import data_inputs, model_inputs, precisions_of, prune_inputs
 from altermoma.workflow.runs import lock
 from altermoma.workflow.scoring import with_open_keys_filled
-from altermoma.workflow.sparsity import check_sparsity, masks_of, sparsity_inputs
+from altermoma.workflow.sparsity import check_sparsity, masks_of
 from altermoma.workflow.steps import Record, Step, run_steps, step_keys
 
 if TYPE_CHECKING:
@@ -130,8 +130,7 @@ def prune_to_file(recipe: Recipe, file: Path) -> Path:
     check_sparsity(recipe)
     place = Workplace(with_open_keys_filled(recipe))
     with busy("Reading the tables"):
-        inputs = {"data": data_inputs(place), "prune": place.recipe.to_dict()["prune"], **model_inputs(place)}
-        inputs |= sparsity_inputs(place.recipe)
+        inputs = {"data": data_inputs(place), **prune_inputs(place)}
     with unfinished("prune", "Pruning", inputs, lambda folder: prune_model(place, folder)) as (work, _):
         write_bytes(file, (work / PRUNED_FILE).read_bytes())
     return file

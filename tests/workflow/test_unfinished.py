@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import time
 from pathlib import Path
 
 import pytest
 
+from altermoma.recipe import ComputeRecipe, Recipe
+from altermoma.workflow.place import Workplace
+from altermoma.workflow.plan import prune_inputs, training_inputs
 from altermoma.workflow.runs import lock
 from altermoma.workflow.single import ABANDONED_DAYS, UNFINISHED, unfinished
 
@@ -53,3 +57,13 @@ def test_old_work_is_removed_and_young_work_and_work_in_use_are_not(
         "prune-used",
         "prune-young",
     ]
+
+
+def test_keys_of_trained_weights_tell_what_decides_them() -> None:
+    recipe = Recipe()
+    other = dataclasses.replace(recipe, compute=ComputeRecipe(precision="bf16"))
+    elsewhere = dataclasses.replace(recipe, compute=ComputeRecipe(device="cpu", workers=3))
+    assert training_inputs(recipe) == training_inputs(elsewhere) != training_inputs(other)
+    assert prune_inputs(Workplace(recipe)) == prune_inputs(Workplace(other))
+    rounds = [dataclasses.replace(r, prune=dataclasses.replace(r.prune, method="imp")) for r in (recipe, other)]
+    assert prune_inputs(Workplace(rounds[0])) != prune_inputs(Workplace(rounds[1]))
