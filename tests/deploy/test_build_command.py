@@ -192,6 +192,11 @@ def test_every_damage_to_a_plan_is_named(one: TensorRtDouble, copied: Path, dama
     path.write_bytes(payload)
     if damage == "missing":
         path.unlink()
+        lost = Bundle.open(copied)
+        assert path.name in lost.manifest.engines.reason
+        with pytest.raises(EngineError, match=f"no fp32 engine of stage {built[1].stage}"):
+            open_engines(lost, "fp32")
+        return
     with pytest.raises(BundleError, match=path.name):
         Bundle.open(copied)
 
