@@ -114,19 +114,13 @@ class Run:
         self.optimiser.zero_grad(set_to_none=True)
         before = self._statistics()
         figures = self._gradients(parts)
+        norm = self._clipped()
         if self.scale is None:
             self._check_finite(figures, parts)
-        norm = self._clipped()
-        applied = self.scale is None or math.isfinite(norm)
-        if not applied:
-            self._restore(before)
-        elif self.scale is None:
             self._check_finite({"gradient norm": norm}, parts)
-        if applied:
             self._apply(step)
-        if self.scale is not None:
-            figures |= {"loss_scale": self.scale.value, "skipped": float(not applied)}
-            self.scale.update(applied)
+        else:
+            figures |= self._apply_if_finite(step, norm, before, self.scale)
         self.done = step + 1
         seconds = time.monotonic() - started
         return {"step": step, **figures, "lr": rate, "grad_norm": norm, "seconds": round(seconds, 4)}
@@ -169,6 +163,19 @@ class Run:
         if self.averaged is not None:
             self.averaged.update(self.model, step)
             self.asked.masks.on_tensors(self.averaged.tensors)
+
+    def _apply_if_finite(
+        self, step: int, norm: float, before: Mapping[str, Tensor], scale: LossScale
+    ) -> dict[str, float]:
+        """Leaves out a step whose gradients overflowed in fp16; returns the figures of its log line."""
+        finite = math.isfinite(norm)
+        figures = {"loss_scale": scale.value, "skipped": float(not finite)}
+        if finite:
+            self._apply(step)
+        else:
+            self._restore(before)
+        scale.update(finite)
+        return figures
 
     def _statistics(self) -> dict[str, Tensor]:
         """Buffers as they are, where a step may have to be taken back."""
