@@ -1,29 +1,28 @@
-"""Graph inputs made on the device: raw pictures and points go up, everything else is computed there.
-
-Only the pooling tables, which change with the calibration alone, are the host's.
-"""
+"""Graph inputs made on the device: raw pictures and points go up, everything else is computed there."""
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from altermoma.deploy.buckets import Buckets, Limits
 from altermoma.deploy.cuda_driver import Cuda
 from altermoma.deploy.device_cells import Cloud, DeviceCells
-from altermoma.deploy.device_frame import LidarInputs, Line, RawFrame
+from altermoma.deploy.device_frame import LidarInputs, Line, PoolInputs, RawFrame
 from altermoma.deploy.device_images import DeviceImages
 from altermoma.deploy.device_kernels import DeviceKernels, Pointer
 from altermoma.deploy.device_memory import Arena
+from altermoma.deploy.device_pool import DevicePool
 from altermoma.deploy.host_feed import HostFeed
 from altermoma.errors import UnsupportedError
 from altermoma.frames import Calibration
 from altermoma.geometry import Geometry
+from altermoma.ops.prepare import same_calibration
 from altermoma.ops.resample import checked_plan
 
 _ROOM = 1.25
@@ -74,7 +73,10 @@ class DeviceFeed:
         self._kernels, self._cuda, self._geometry, self._limits = DeviceKernels(cuda), cuda, geometry, limits
         self._buckets = Buckets(limits)
         self._host = HostFeed(geometry, limits)
-        self._counted = cuda.new_event()
+        self._counted, self._pooled = cuda.new_event(), cuda.new_event()
+        self._pool = DevicePool(self._kernels, geometry, self._buckets)
+        self._pool_inputs = PoolInputs(shapes={}, version=0)
+        self._calibration: Calibration | None = None
         self._made: _Buffers | None = None
         self._ms: dict[str, float] = {}
         self._dropped = 0
@@ -117,9 +119,22 @@ class DeviceFeed:
         """Resizes, normalises, draws the depth images."""
         self._buffers.images.queue(arena, stream)
 
-    def pooling(self, calibration: Calibration) -> Mapping[str, NDArray[Any]]:
-        """The pooling tables of a calibration."""
-        return self._host.pooling(calibration)
+    def pooling(self, calibration: Calibration, stream: int) -> PoolInputs:
+        """The pooling tables of a calibration; of a new one, their sizes have to be waited for."""
+        if self._calibration is None or not same_calibration(self._calibration, calibration):
+            started = time.perf_counter()
+            self._pool.queue_measure(calibration, stream)
+            self._cuda.record(self._pooled, stream)
+            self._cuda.wait_here(self._pooled)
+            self._pool_inputs = PoolInputs(shapes=self._pool.shapes(), version=self._pool_inputs.version + 1)
+            # A copy: the caller may write the next calibration into the same arrays.
+            self._calibration = copy.deepcopy(calibration)
+            self._ms["calibration"] = (time.perf_counter() - started) * 1e3
+        return self._pool_inputs
+
+    def fill_pooling(self, arena: Arena, stream: int) -> None:
+        """Writes the pooling tables."""
+        self._pool.queue_tables(arena, stream)
 
     def measure(self, frame: RawFrame, stream: int) -> LidarInputs | None:
         """Finds the cells of every level; waits for their number, which decides on the bucket."""

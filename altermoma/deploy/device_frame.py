@@ -13,7 +13,7 @@ with the calibration, and the camera line is captured again only if their shape 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -77,6 +77,14 @@ class LidarInputs:
     source: LidarSource
 
 
+@dataclass(frozen=True, kw_only=True)
+class PoolInputs:
+    """Shapes of the pooling tables, and a number that changes with the tables."""
+
+    shapes: Mapping[str, Shape]
+    version: int
+
+
 class Feed(Protocol):
     """Makes the graph inputs of a frame, on the host or on the device. `queue_camera` is captured, the others are not.
 
@@ -108,8 +116,12 @@ class Feed(Protocol):
         """Makes the camera inputs from what `camera` brought."""
         ...
 
-    def pooling(self, calibration: Calibration) -> Mapping[str, NDArray[Any]]:
-        """The pooling tables; the same object as long as the calibration does not change."""
+    def pooling(self, calibration: Calibration, stream: int) -> PoolInputs:
+        """The pooling tables of a calibration. May wait for the stream if it is a new one."""
+        ...
+
+    def fill_pooling(self, arena: Arena, stream: int) -> None:
+        """Brings the tables that `pooling` told of to the device."""
         ...
 
     def measure(self, frame: RawFrame, stream: int) -> LidarInputs | None:
@@ -160,11 +172,11 @@ class _Bucket:
 
 @dataclass(kw_only=True)
 class _Pool:
-    """Pooling tables on the device; `tables` is what was uploaded last."""
+    """Pooling tables on the device, and the version of them that is there; -1 for none yet."""
 
     arena: Arena
     line: Line
-    tables: Mapping[str, NDArray[Any]] | None = field(default=None)
+    version: int = -1
 
 
 class DeviceFrame:
@@ -278,16 +290,15 @@ class DeviceFrame:
             self._cuda.wait(self._streams["camera"], self._events["cloud"])
 
     def _pooling(self, calibration: Calibration, stream: int) -> _Pool:
-        tables = self.feed.pooling(calibration)
-        if self._pool is None or any(self._pool.arena.shapes[name] != array.shape for name, array in tables.items()):
-            specs = {name: (array.shape, self._dtype(name)) for name, array in tables.items()}
-            arena = Arena(self._cuda, specs, mirrored=True)
+        inputs = self.feed.pooling(calibration, stream)
+        if self._pool is None or self._pool.arena.shapes != dict(inputs.shapes):
+            specs = {name: (shape, self._dtype(name)) for name, shape in inputs.shapes.items()}
+            arena = Arena(self._cuda, specs, mirrored=self.feed.preparation == "host")
             bound = [self._bind("camera", {}), self._bind("view", arena.addresses(), arena.shapes)]
             self._pool = _Pool(arena=arena, line=self._line("camera", bound, None, self._queue_images))
-        if self._pool.tables is not tables:
-            self._pool.arena.write(tables)
-            self._pool.arena.upload(stream)
-            self._pool.tables = tables
+        if self._pool.version != inputs.version:
+            self.feed.fill_pooling(self._pool.arena, stream)
+            self._pool.version = inputs.version
         return self._pool
 
     def _queue_images(self, stream: int) -> None:

@@ -95,8 +95,11 @@ class _KernelRun:
         shapes = {"images": (views, 3, *image_hw), "depth": (views, 1, *image_hw)}
         self._images = Arena(cuda, {n: (s, np.dtype(np.float32)) for n, s in shapes.items()}, mirrored=True)
         self._tables: Arena | None = None
-        self._events = [cuda.new_event() for _ in range(4)]
-        self._ms: dict[str, list[float]] = {"images and depth": [], "voxels and cells": [], "tables": []}
+        self._pool: Arena | None = None
+        self._events = [cuda.new_event() for _ in range(5)]
+        # Of the pooling tables without the counts that a new calibration needs before.
+        parts = ("images and depth", "voxels and cells", "tables", "pooling tables")
+        self._ms: dict[str, list[float]] = {part: [] for part in parts}
 
     def once(self) -> None:
         """One frame; its parts are timed by events."""
@@ -115,13 +118,18 @@ class _KernelRun:
                 self._tables = Arena(cuda, specs, mirrored=True)
             feed.queue_lidar(self._tables, stream)
         cuda.record(events[3], stream)
+        pooling = feed.pooling(self._frame.calibration, stream)
+        if self._pool is None:
+            self._pool = Arena(cuda, {n: (s, np.dtype(np.int32)) for n, s in pooling.shapes.items()}, mirrored=True)
+        feed.fill_pooling(self._pool, stream)
+        cuda.record(events[4], stream)
         cuda.synchronise(stream)
         for part, first, second in zip(self._ms, events, events[1:], strict=False):
             self._ms[part].append(cuda.elapsed_ms(first, second))
 
     def results(self) -> dict[str, NDArray[Any]]:
         """What the last frame left, by graph input."""
-        arenas = [self._images, *([self._tables] if self._tables else [])]
+        arenas = [arena for arena in (self._images, self._tables, self._pool) if arena is not None]
         for arena in arenas:
             arena.download(self._stream)
         self._cuda.synchronise(self._stream)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
 from altermoma.deploy.buckets import Buckets, Limits
-from altermoma.deploy.device_frame import LidarInputs, RawFrame
+from altermoma.deploy.device_frame import LidarInputs, PoolInputs, RawFrame
 from altermoma.deploy.device_memory import Arena
 from altermoma.frames import Calibration
 from altermoma.geometry import Geometry
@@ -24,6 +24,8 @@ class HostFeed:
         self._dropped = 0
         self._preparer = FramePreparer(geometry, Buckets(limits))
         self._inputs: StageInputs = {}
+        self._pooling: dict[str, NDArray[np.int32]] = {}
+        self._version = 0
 
     @property
     def timings_ms(self) -> dict[str, float]:
@@ -48,10 +50,20 @@ class HostFeed:
     def queue_camera(self, arena: Arena, stream: int) -> None:
         """Nothing: `camera` did it all."""
 
-    def pooling(self, calibration: Calibration) -> Mapping[str, NDArray[Any]]:
+    def pooling(self, calibration: Calibration, stream: int) -> PoolInputs:
         """The pooling tables of a calibration."""
+        del stream
         self._preparer.timings_ms.pop("tables", None)
-        return self._preparer.pooling_inputs(calibration)
+        tables = self._preparer.pooling_inputs(calibration)
+        # The preparer gives the very same arrays as long as the calibration does not change.
+        if tables is not self._pooling:
+            self._pooling, self._version = tables, self._version + 1
+        return PoolInputs(shapes={name: array.shape for name, array in tables.items()}, version=self._version)
+
+    def fill_pooling(self, arena: Arena, stream: int) -> None:
+        """Copies the pooling tables."""
+        arena.write(self._pooling)
+        arena.upload(stream)
 
     def measure(self, frame: RawFrame, stream: int) -> LidarInputs | None:
         """Prepares voxels or pillars with their tables."""

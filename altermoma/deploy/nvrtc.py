@@ -18,7 +18,7 @@ from altermoma.errors import EngineError, StorageError, UnsupportedError
 from altermoma.storage import cache_folder, write_bytes
 
 SOURCES = Path(__file__).with_name("kernels")
-NAMES = ("scan", "voxels", "cells", "tables", "images", "depth")
+NAMES = ("scan", "voxels", "cells", "tables", "images", "depth", "pool")
 """One file for each job."""
 
 LIBRARIES = (

@@ -81,7 +81,7 @@ def build_pooling_tables(
         directions_vhw3.reshape(views, -1, 3),
         np.ascontiguousarray(origins_v3),
         start + step * np.arange(geometry.depth_count),
-        np.array((*geometry.point_range[:2], geometry.pool_cell, *geometry.pool_z, *geometry.pool_shape), np.float32),
+        pool_bounds(geometry),
         cells_vhwd.reshape(-1),
     )
     counts = np.zeros(math.prod(geometry.pool_shape), np.int32)
@@ -93,17 +93,27 @@ def build_pooling_tables(
     return {"pool_depth": pool_depth, **_sum_tables(rows_of_cells, counts, views * width * runs, geometry, padding)}
 
 
+def pool_bounds(geometry: Geometry) -> NDArray[np.float32]:
+    """Lowest x and y, the cell's size, lowest and highest z, metres, and the cells X and Y."""
+    return np.array((*geometry.point_range[:2], geometry.pool_cell, *geometry.pool_z, *geometry.pool_shape), np.float32)
+
+
+def too_many_runs(longest: int, geometry: Geometry) -> DataError:
+    """What to say of a calibration that sends more runs into a cell than the tables hold."""
+    return DataError(
+        f"one BEV cell is reached by {longest} runs of lifted pixels under this calibration",
+        expected=f"at most {math.prod(geometry.fan_in)}, the product of fan_in {geometry.fan_in}",
+        remedy="check the calibration (intrinsics in pixels, poses in metres) or raise fan_in",
+    )
+
+
 def _sum_tables(
     entries: NDArray[np.int32], lengths: NDArray[np.int32], rows: int, geometry: Geometry, padding: Padding
 ) -> dict[str, NDArray[np.int32]]:
     """Sums of the lists of all cells; every table but the last sums pieces of those that are too long for the last."""
     capacity, longest = math.prod(geometry.fan_in), int(lengths.max(initial=0))
     if longest > capacity:
-        raise DataError(
-            f"one BEV cell is reached by {longest} runs of lifted pixels under this calibration",
-            expected=f"at most {capacity}, the product of fan_in {geometry.fan_in}",
-            remedy="check the calibration (intrinsics in pixels, poses in metres) or raise fan_in",
-        )
+        raise too_many_runs(longest, geometry)
     *middle, last = geometry.fan_in
     tables = {}
     for level, width in enumerate(middle, start=1):

@@ -12,6 +12,7 @@ struct Index { unsigned x; };
 static thread_local Index blockIdx, blockDim, threadIdx;
 template <class T> static T atomicMin(T *at, T value) { T old = *at; *at = min(old, value); return old; }
 template <class T> static T atomicMax(T *at, T value) { T old = *at; *at = max(old, value); return old; }
+template <class T> static T atomicAdd(T *at, T value) { T old = *at; *at += value; return old; }
 static inline unsigned long long atomicOr(unsigned long long *at, unsigned long long value) {
     unsigned long long old = *at; *at |= value; return old;
 }

@@ -17,9 +17,10 @@ from tiny_bundle import frame
 
 from altermoma.deploy.buckets import Buckets
 from altermoma.deploy.bundle import Bundle
+from altermoma.deploy.device_feed import DeviceFeed
 from altermoma.deploy.device_frame import LINE_PARTS, DeviceFrame
 from altermoma.deploy.pipeline import NO_POINTS, Pipeline, Preparation
-from altermoma.errors import EngineError, UnsupportedError
+from altermoma.errors import DataError, EngineError, UnsupportedError
 from altermoma.frames import Calibration, Frame
 from altermoma.geometry import Geometry
 
@@ -198,10 +199,10 @@ def test_a_missing_synchronisation_is_found(
     pipeline: Pipeline, cuda: FakeCuda, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
     """Every single point of a frame where one waits for another is needed, and is missed when it is not there."""
-    whole = calls_of(cuda, lost)
-    for of in frames_to_try()[:2]:
-        answer(pipeline, of)
-    a_frame = whole[: len(whole) // 2]
+    answer(pipeline, frame(1))
+    a_frame = calls_of(cuda, lost)
+    answer(pipeline, frame(2))
+    a_frame = [*a_frame]
     events = device_of(pipeline)._events
     # The other events only tell the time.
     clocks = {events[mark] for mark in ("begun", "lidar begun", "camera")}
@@ -211,6 +212,22 @@ def test_a_missing_synchronisation_is_found(
     monkeypatch.setattr(cuda, "elapsed_ms", lambda *_: 1.0)
     for point in points:
         assert found_missing(pipeline, cuda, bundle, lost, point)
+
+
+@ONE
+@pytest.mark.parametrize("preparation", ["device"], indirect=True)
+def test_a_new_calibration_is_waited_for(pipeline: Pipeline, cuda: FakeCuda, bundle: Bundle) -> None:
+    """Without the wait the sizes of its tables are not there yet."""
+    answer(pipeline, frame(1))
+    feed, here = device_of(pipeline).feed, cuda.wait_here
+    assert isinstance(feed, DeviceFeed)
+    cuda.wait_here = lambda event: None if event == feed._pooled else here(event)  # type: ignore[method-assign]
+    wide = dataclasses.replace(frame(1), calibration=spread(frame(1).calibration))
+    try:
+        found = answer(pipeline, wide)
+    except (RaceError, IndexError, ValueError, MemoryError, DataError):
+        return
+    assert not np.array_equal(found, on_cpu(bundle, wide))
 
 
 def calls_of(cuda: FakeCuda, method: str) -> list[Any]:
@@ -252,9 +269,11 @@ def test_the_lines_are_ordered_by_nothing_but_that(pipeline: Pipeline, cuda: Fak
     first = len(everything)
     for found, of in zip(run_all(pipeline), frames_to_try(), strict=True):
         np.testing.assert_array_equal(found, on_cpu(bundle, of))
-    each = {"host": 1, "device": 2}[device_of(pipeline).feed.preparation] * len(frames_to_try())
-    assert len(waits) == len(here) == each
-    assert len(everything) - first <= {"host": 0, "device": 2}[device_of(pipeline).feed.preparation]
+    on_device = device_of(pipeline).feed.preparation == "device"
+    assert len(waits) == (1 + on_device) * len(frames_to_try())
+    # Three times the calibration is another one than before: the sizes of its tables have to be known.
+    assert len(here) == len(waits) + 3 * on_device
+    assert len(everything) - first <= 2 * on_device
 
 
 @ONE
