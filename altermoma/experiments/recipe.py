@@ -111,9 +111,11 @@ class ExperimentRecipe:
         )
 
     def as_reduced(self) -> ExperimentRecipe:
-        small = self.reduced
+        small, usual = self.reduced, DataRecipe()
         return dataclasses.replace(
             self,
+            # The world of ten scenes, which other commands use too: making a large one takes longer than the cells.
+            data=dataclasses.replace(self.data, synth_scenes=usual.synth_scenes, train_split=usual.train_split),
             title=f"{self.title} (reduced)",
             methods=small.methods,
             amounts=small.amounts or self.amounts[:1],

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from altermoma.errors import StorageError
 from altermoma.experiments.cells import Cell, cells_of
 from altermoma.experiments.recipe import ExperimentRecipe
 from altermoma.experiments.workbench import Workbench
 from altermoma.progress import say
-from altermoma.storage import content_key, read_json, write_json
+from altermoma.storage import check_writable, content_key, read_json, write_json
+from altermoma.workflow.runs import lock
 
 CELLS = "cells"
 
@@ -44,8 +47,21 @@ def run_experiment(recipe: ExperimentRecipe, folder: Path, *, minutes: float = 0
         folder: cells, scores and unfinished training; several experiments may share one.
         minutes: no cell is begun after so many; 0 sets no limit.
         only_read: begin none.
+
+    Raises:
+        StorageError: another process works in the folder.
     """
-    bench = Workbench(recipe, folder)
+    with contextlib.ExitStack() as stack:
+        check_writable(folder / CELLS)
+        if not lock(folder, stack):
+            raise StorageError(
+                f"another process runs experiments in {folder}", expected="one at a time", remedy="wait for it"
+            )
+        return _run(Workbench(recipe, folder), minutes=minutes, only_read=only_read)
+
+
+def _run(bench: Workbench, *, minutes: float, only_read: bool) -> Outcome:
+    recipe, folder = bench.recipe, bench.folder
     started = time.monotonic()
     cells = list(cells_of(recipe, bench.place.recipe.prune))
     dense = _dense(bench, folder)

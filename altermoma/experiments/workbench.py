@@ -132,7 +132,7 @@ class Workbench:
         make = weight_work if self.recipe.granularity == "weights" else channel_work
         work = make(self.dense, batches, recipe, task_loss, reference_batch(self.place))
         rounds = dataclasses.replace(cell.finetune, steps=cell.prune.imp_steps)
-        training = round_training(self.place, rounds, self.folder / "rounds" / cell.scoring_key(self.ground))
+        training = round_training(self.place, rounds, self._rounds(cell))
         scored = scores_of(dataclasses.replace(work, retrain=training))
         plain = {name: vector.contiguous() for name, vector in scored.scores.items()}
         write_bytes(path, save(plain, metadata={"seconds": f"{scored.seconds:.3f}"}))
@@ -149,9 +149,20 @@ class Workbench:
         return Pruned(model=found.model, masks={}, removed=found.to_json())
 
     def fine_tune(self, cell: Cell, pruned: Pruned) -> FusionModel:
-        folder = self.folder / "training" / cell.key(self.ground)
-        masks, compute = pruned.masks or None, self.place.recipe.compute
-        return train(pruned.model, self.place.train, cell.finetune, folder=folder, masks=masks, compute=compute).model
+        return train(
+            pruned.model,
+            self.place.train,
+            cell.finetune,
+            folder=self._training(cell),
+            masks=pruned.masks or None,
+            compute=self.place.recipe.compute,
+        ).model
+
+    def _training(self, cell: Cell) -> Path:
+        return self.folder / "training" / cell.key(self.ground)
+
+    def _rounds(self, cell: Cell) -> Path:
+        return self.folder / "rounds" / cell.scoring_key(self.ground)
 
     def run(self, cell: Cell) -> dict[str, Any]:
         """The record of a cell; unfinished training is continued, and removed in the end."""
@@ -172,6 +183,6 @@ class Workbench:
             "scoring_seconds": scoring_seconds,
             "seconds": time.process_time() - started,
         }
-        for part in ("training", "rounds"):
-            shutil.rmtree(self.folder / part, ignore_errors=True)
+        for unfinished in (self._training(cell), self._rounds(cell)):
+            shutil.rmtree(unfinished, ignore_errors=True)
         return record
