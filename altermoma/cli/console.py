@@ -40,12 +40,25 @@ def run_app(app: Callable[[], object]) -> None:
         _fail(error)
     except OSError as error:
         _fail(_plain(error))
+    except RuntimeError as error:
+        # torch's; commands that do without torch do not load it to ask.
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        _fail(_too_large(error))
     except (KeyboardInterrupt, SystemExit) as ended:
         # typer turns an interrupt into its exit code without a word.
         if isinstance(ended, SystemExit) and ended.code != INTERRUPTED:
             raise
         print("stopped; run the same command again to continue", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def _too_large(error: RuntimeError) -> AltermomaError:
+    return AltermomaError(
+        f"the GPU has not enough memory: {str(error).partition('. ')[0]}",
+        expected="a batch that fits",
+        remedy="raise compute.accumulate, set compute.precision to bf16, or lower the batch size; a CPU has more",
+    )
 
 
 def _plain(error: OSError) -> StorageError:

@@ -211,6 +211,18 @@ def test_an_interrupted_run_says_how_to_go_on(run: Run, monkeypatch: pytest.Monk
     assert text == "stopped; run the same command again to continue\n"
 
 
+def test_a_gpu_that_is_too_small_says_what_helps(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a capacity of ...")
+
+    monkeypatch.setattr("altermoma.workflow.oneshot.run", too_large)
+    code, text = run("altermoma-export")
+    assert code == 1
+    assert "the GPU has not enough memory: CUDA out of memory" in text
+    assert "compute.accumulate" in text
+    assert "Traceback" not in text
+
+
 @pytest.mark.parametrize(
     ("command", "found"),
     [
