@@ -13,11 +13,12 @@ import numpy as np
 from altermoma.deploy.buckets import Buckets, Limits
 from altermoma.deploy.cuda_driver import Cuda
 from altermoma.deploy.device_cells import Cloud, DeviceCells
-from altermoma.deploy.device_frame import LidarInputs, Line, PoolInputs, RawFrame
 from altermoma.deploy.device_images import DeviceImages
+from altermoma.deploy.device_inputs import LidarInputs, PoolInputs, RawFrame
 from altermoma.deploy.device_kernels import DeviceKernels, Pointer
 from altermoma.deploy.device_memory import Arena
 from altermoma.deploy.device_pool import DevicePool
+from altermoma.deploy.graph_line import Line
 from altermoma.deploy.host_feed import HostFeed
 from altermoma.errors import UnsupportedError
 from altermoma.frames import Calibration

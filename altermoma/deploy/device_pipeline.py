@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from altermoma.deploy.buckets import Limits
 from altermoma.deploy.bundle import Bundle
 from altermoma.deploy.device_feed import DeviceFeed
-from altermoma.deploy.device_frame import DeviceFrame, Feed
+from altermoma.deploy.device_frame import DeviceFrame
+from altermoma.deploy.device_inputs import Feed
 from altermoma.deploy.engines import StageEngine
 from altermoma.deploy.host_feed import HostFeed
 from altermoma.deploy.pipeline import Preparation

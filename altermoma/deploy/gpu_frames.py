@@ -14,7 +14,7 @@ from altermoma.deploy.buckets import Buckets, Limits
 from altermoma.deploy.bundle import Bundle
 from altermoma.deploy.cuda_driver import Cuda
 from altermoma.deploy.device_feed import DeviceFeed
-from altermoma.deploy.device_frame import RawFrame
+from altermoma.deploy.device_inputs import RawFrame
 from altermoma.deploy.device_memory import Arena
 from altermoma.deploy.pipeline import Pipeline, Preparation
 from altermoma.deploy.self_check import check_frame

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from altermoma.deploy.buckets import Buckets, Limits
-from altermoma.deploy.device_frame import LidarInputs, PoolInputs, RawFrame
+from altermoma.deploy.device_inputs import LidarInputs, PoolInputs, RawFrame
 from altermoma.deploy.device_memory import Arena
 from altermoma.frames import Calibration
 from altermoma.geometry import Geometry

@@ -167,7 +167,7 @@ class Pipeline:
         points_p5: NDArray[np.float32],
         calibration: Calibration,
     ) -> tuple[Arrays, tuple[str, ...], Stopwatch]:
-        from altermoma.deploy.device_frame import RawFrame
+        from altermoma.deploy.device_inputs import RawFrame
 
         points_p5, late = _with_lags(points_p5, self.geometry)
         _check_frame(cameras_vhw3, points_p5, calibration, self.geometry)

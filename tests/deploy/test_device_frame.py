@@ -20,6 +20,7 @@ from altermoma.deploy.bundle import Bundle
 from altermoma.deploy.device_feed import DeviceFeed
 from altermoma.deploy.device_frame import LINE_PARTS, DeviceFrame
 from altermoma.deploy.pipeline import NO_POINTS, Pipeline, Preparation
+from altermoma.deploy.tensorrt_engines import why_not
 from altermoma.errors import DataError, EngineError, UnsupportedError
 from altermoma.frames import Calibration, Frame
 from altermoma.geometry import Geometry
@@ -351,3 +352,16 @@ def test_stages_that_do_not_fit_are_refused(trt: TensorRtDouble, copied: Path) -
     trt.answers[("ICudaEngine", "get_tensor_dtype")] = other
     with pytest.raises(EngineError, match="bev is float16 and float32 in different stages"):
         Pipeline.from_bundle(bundle, "tensorrt", precision="fp32")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("prepared", ["host", "device"])
+def test_real_frames_on_a_real_gpu(copied: Path, bundle: Bundle, prepared: Preparation) -> None:
+    """Queued, captured, replayed, another calibration, nothing to see: as on ONNX Runtime."""
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+    pipeline = Pipeline.from_bundle(built(copied), "tensorrt", precision="fp32", preparation=prepared)
+    for of in frames_to_try():
+        np.testing.assert_allclose(answer(pipeline, of), on_cpu(bundle, of), atol=1e-4)
+    assert device_of(pipeline).refusals() == {}
