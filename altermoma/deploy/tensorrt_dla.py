@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from altermoma.deploy.manifest import StageRecord
-from altermoma.deploy.tensorrt_api import member
+from altermoma.deploy.tensorrt_api import member, version_of
 from altermoma.deploy.tensorrt_config import BuildOptions
 from altermoma.errors import EngineError
 from altermoma.progress import say
@@ -75,6 +75,12 @@ def _require_possible(trt: Any, builder: Any, stage: StageRecord, options: Build
         raise EngineError(
             f"stage {stage.name} was asked for on DLA in fp32",
             expected="fp16 or int8, which are all that a DLA computes",
+            remedy="build with --engine fp16, or " + _KEEP,
+        )
+    if options.precision == "int8" and version_of(trt) < (10, 0):
+        raise EngineError(
+            f"stage {stage.name} was asked for on DLA in int8; TensorRT {trt.__version__} takes no Q/DQ pairs there",
+            expected="fp16 on DLA: 8.x knows int8 only by calibration tables, which later versions lack",
             remedy="build with --engine fp16, or " + _KEEP,
         )
     dynamic = [spec.name for spec in stage.inputs if stage.dynamic(spec)]

@@ -134,6 +134,10 @@ class TestAccelerator:
         self.prepared(trt)
         with pytest.raises(EngineError, match=r"voxels.* vary in size"):
             build_engine(trt, b"", bundle.stages("fp16")["lidar"], self.options)
+        if version_of(trt) < (10, 0):
+            whole = dataclasses.replace(self.options, precision="int8")
+            with pytest.raises(EngineError, match="takes no Q/DQ pairs there"):
+                build_engine(trt, b"", bundle.stages("fp16")["head"], whole)
         wide = dataclasses.replace(self.options, precision="fp32")
         with pytest.raises(EngineError, match="DLA in fp32"):
             build_engine(trt, b"", bundle.stages("fp32")["head"], wide)
