@@ -139,8 +139,8 @@ class ExportRecipe:
     """Tolerances are the largest absolute difference to torch over the largest torch magnitude of that output.
 
     `..._tolerance` bounds each stage fed with torch's inputs, `..._frame_tolerance` the stages in a chain, where
-    differences add up. Those of int8 only tell a broken graph: one proposal of many may turn round (a difference of 2 in
-    the sine of its yaw) and cost nothing; what int8 costs is judged in mAP ([parity] and [calibration]).
+    differences add up. Those of int8 only tell a broken graph: one proposal of many may turn round (a difference of 2
+    in the sine of its yaw) and cost nothing; what int8 costs is judged in mAP ([parity] and [calibration]).
     """
 
     opset: int = 17
