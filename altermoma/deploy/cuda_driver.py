@@ -107,11 +107,15 @@ class Cuda:
         if probe.gpu is None or self._driver is None:
             raise EngineError(probe.reason, expected="an NVIDIA GPU", remedy="use the onnxruntime backend here")
         self.gpu = probe.gpu
-        device, context = ctypes.c_int(), ctypes.c_void_p()
+        device, self._context = ctypes.c_int(), ctypes.c_void_p()
         self._call("cuDeviceGet", ctypes.byref(device), 0)
-        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
-        self._call("cuCtxSetCurrent", context)
+        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), device)
+        self.enter()
         self.stream = self.new_stream()
+
+    def enter(self) -> None:
+        """Makes the context that of this thread: what was set up in one thread may be run in another."""
+        self._call("cuCtxSetCurrent", self._context)
 
     def new_stream(self) -> int:
         """A stream that waits for no other; it lives as long as the process."""

@@ -96,6 +96,7 @@ class DeviceFrame:
         Raises:
             EngineError: TensorRT or CUDA failed, or a frame beyond what the engines were built for.
         """
+        self._cuda.enter()
         try:
             return self._run(frame)
         except Exception:

@@ -80,6 +80,7 @@ class TensorRtStage:
         self._slots = self._allocate()
 
     def run(self, inputs: Arrays) -> Arrays:
+        self._cuda.enter()
         self._feed(inputs)
         self._execute()
         shapes = {spec.name: tuple(self._context.get_tensor_shape(spec.name)) for spec in self.record.outputs}

@@ -88,6 +88,9 @@ class FakeCuda:
         self._next += 1
         return self._next
 
+    def enter(self) -> None:
+        return None
+
     def new_stream(self) -> int:
         stream = self._handle()
         self._queues[stream], self._clocks[stream] = deque(), {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,8 @@ int cuDeviceTotalMem_v2(size_t *b, int d) { *b = (size_t)32 << 30; return 0; }
 int cuDeviceGetAttribute(int *v, int a, int d) { *v = a == 75 ? 8 : a == 76 ? 7 : -1; return 0; }
 int cuDriverGetVersion(int *v) { *v = 12060; return 0; }
 int cuDevicePrimaryCtxRetain(void **c, int d) { *c = (void *)1; return 0; }
-int cuCtxSetCurrent(void *c) { return c ? 0 : 201; }
+static __thread void *current = 0;
+int cuCtxSetCurrent(void *c) { current = c; return c ? 0 : 201; }
 int cuStreamCreate(void **s, unsigned f) { *s = (void *)0x7f0011223344; return 0; }
 int cuMemAlloc_v2(uint64_t *p, size_t n) {
     if (n > (1u << 30)) return 2;
@@ -37,7 +39,7 @@ int cuMemFreeHost(void *p) { allocated--; free(p); return 0; }
 static int stream_ok(void *s) { return s == (void *)0x7f0011223344 ? 0 : 400; }
 int cuMemcpyHtoDAsync_v2(uint64_t d, const void *h, size_t n, void *s) { memcpy((void *)d, h, n); return stream_ok(s); }
 int cuMemcpyDtoHAsync_v2(void *h, uint64_t d, size_t n, void *s) { memcpy(h, (void *)d, n); return stream_ok(s); }
-int cuStreamSynchronize(void *s) { return stream_ok(s); }
+int cuStreamSynchronize(void *s) { return current ? stream_ok(s) : 201; }
 static int event_ok(void *e) { return e == (void *)0x7f00aabbccdd ? 0 : 400; }
 int cuEventCreate(void **e, unsigned f) { *e = (void *)0x7f00aabbccdd; return 0; }
 int cuEventRecord(void *e, void *s) { return event_ok(e) | stream_ok(s); }
@@ -167,3 +169,22 @@ def test_events_graphs_and_kernels(tmp_path: Path) -> None:
         cuda.load_kernels(b"cubin").function("other")
     with pytest.raises(EngineError, match="cuModuleLoadData"):
         cuda.load_kernels(b"nothing")
+
+
+def test_another_thread_enters_the_context(tmp_path: Path) -> None:
+    cuda = Cuda((fake_driver(tmp_path),))
+    found: list[str] = []
+
+    def elsewhere() -> None:
+        try:
+            cuda.synchronise()
+        except EngineError as error:
+            found.append(error.found)
+        cuda.enter()
+        cuda.synchronise()
+        found.append("done")
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert found == ["the CUDA driver call cuStreamSynchronize gave error 201", "done"]
