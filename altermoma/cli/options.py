@@ -179,8 +179,10 @@ def with_sparsity(recipe: Recipe, sparsity: Sparsity | None) -> Recipe:
 
 
 def check_supported(recipe: Recipe) -> None:
-    """Says at once, before any work, that the target does not compute in the precision asked for."""
-    if recipe.engine.precision == "int8":
-        from altermoma.deploy.targets import load_target
+    """Says at once, before any work, what the target cannot do: the precision asked for, or a builder option."""
+    from altermoma.deploy.targets import load_target
+    from altermoma.deploy.tensorrt_config import settled
 
-        load_target(recipe.engine.target).step("int8")
+    target = load_target(recipe.engine.target)
+    target.require_builder(settled(target.builder, recipe.builder))
+    target.step(recipe.engine.precision)

@@ -300,3 +300,12 @@ def test_vehicle_commands_do_without_torch(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
     assert done.returncode == 1
     assert "is no bundle" in done.stderr
+
+
+def test_builder_options_that_the_target_lacks_end_before_any_work(run: Run, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("[builder]\nstrip = true\n")
+    code, text = run("altermoma-export", "--recipe", recipe, "--target", "orin-jp60", "--out", tmp_path / "out")
+    assert code == 2
+    assert "builder.strip needs TensorRT 10.0" in text
+    assert not (tmp_path / "out").exists()
