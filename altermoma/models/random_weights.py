@@ -24,7 +24,7 @@ def random_model(name: str, make_batch: Callable[[FusionModel], FrameBatch], see
     """A preset whose activations neither vanish nor explode on a frame; in eval mode, the same for a seed.
 
     Batch norms get random scales and shifts (small ones where they end a residual block) and the statistics of the
-    frame. The head's last layers are scaled to outputs of size 1, as random ones saturate and leave proposals in ties.
+    frame. The head's last layers are scaled to outputs of a few units: random ones saturate, and proposals tie.
 
     Args:
         name: of the preset.
@@ -72,19 +72,21 @@ def _statistics(model: nn.Module) -> Iterator[None]:
 
 
 def _spread(model: FusionModel, batch: FrameBatch) -> None:
-    """Scales the weights of the head's last layers to outputs with a standard deviation of 1."""
+    """Scales the weights of the head's last layers: logits of the heatmap up to 4, others with a deviation of 1."""
     head = model.bbox_head
     bev = model.fuse(model.camera_branch(batch), model.lidar_branch(batch))
-    _unit_outputs(head, bev, [head.heatmap_head[1]])
+    _scaled_outputs(head, bev, [head.heatmap_head[1]], lambda logits: logits.abs().max() / 4)
     branches = cast(nn.ModuleDict, head.prediction_heads[0])
-    _unit_outputs(head, bev, [cast(nn.Sequential, branch)[1] for branch in branches.values()])
+    _scaled_outputs(head, bev, [cast(nn.Sequential, branch)[1] for branch in branches.values()], Tensor.std)
 
 
-def _unit_outputs(head: nn.Module, bev: Tensor, layers: Sequence[nn.Module]) -> None:
+def _scaled_outputs(
+    head: nn.Module, bev: Tensor, layers: Sequence[nn.Module], size_of: Callable[[Tensor], Tensor]
+) -> None:
     sizes: dict[nn.Module, Tensor] = {}
 
     def note(layer: nn.Module, _: object, output: Tensor) -> None:
-        sizes[layer] = output.std()
+        sizes[layer] = size_of(output)
 
     hooks = [layer.register_forward_hook(note) for layer in layers]
     try:
