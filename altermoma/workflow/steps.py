@@ -95,7 +95,7 @@ def _check_alone() -> None:
         raise RecipeError(
             f"{count} processes of a command that works in one",
             expected="torchrun with `altermoma train` alone",
-            remedy="prune, fine-tune by torchrun with `altermoma train`, and go on with `altermoma export`",
+            remedy="prune, then torchrun with `altermoma train`, then export; without torchrun, unset WORLD_SIZE",
         )
 
 
