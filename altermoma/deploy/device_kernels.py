@@ -6,8 +6,9 @@ import ctypes
 from collections.abc import Sequence
 from typing import Any
 
-from altermoma.deploy.cuda_driver import Cuda, DeviceBuffer
-from altermoma.deploy.nvrtc import NAMES, compile_kernels
+from altermoma.deploy.cuda_driver import Cuda, DeviceBuffer, GpuLostError
+from altermoma.deploy.nvrtc import NAMES, compile_kernels, find_nvrtc
+from altermoma.errors import EngineError, UnsupportedError
 
 CHUNK = 64
 """Values per thread of a prefix sum, as in kernels/scan.cu."""
@@ -24,13 +25,24 @@ class DeviceKernels:
     """Compiled for the GPU of `cuda`.
 
     Raises:
-        UnsupportedError: no NVRTC, or one that does not know this GPU.
-        EngineError: a kernel does not compile or load.
+        UnsupportedError: no NVRTC, one that does not know this GPU, or whose kernels the driver does not load.
+        EngineError: a kernel does not compile.
     """
 
     def __init__(self, cuda: Cuda) -> None:
         self.cuda = cuda
-        self._modules = {name: cuda.load_kernels(compile_kernels(name, cuda.gpu.compute_capability)) for name in NAMES}
+        nvrtc, gpu = find_nvrtc(cuda.gpu.driver), cuda.gpu
+        images = {name: compile_kernels(name, gpu.compute_capability, nvrtc) for name in NAMES}
+        try:
+            self._modules = {name: cuda.load_kernels(image) for name, image in images.items()}
+        except GpuLostError:
+            raise
+        except EngineError as error:
+            raise UnsupportedError(
+                f"the driver (CUDA {gpu.driver}) does not load the compiled kernels: {error.found}",
+                expected="an NVRTC that is not newer than the driver",
+                remedy="install the NVRTC of the driver's CUDA version, or prepare frames on the host",
+            ) from error
         self._functions: dict[tuple[str, str], Any] = {}
 
     def run(self, file: str, kernel: str, threads: int, arguments: Sequence[int | float], stream: int) -> None:

@@ -11,6 +11,7 @@ import ctypes
 import functools
 import hashlib
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,21 @@ OPTIONS = ("--fmad=false", "--std=c++17", "--restrict")
 
 
 @functools.cache
-def find_nvrtc() -> Any | None:
-    """The library, None where it is not to be found. Never raises."""
+def find_nvrtc(driver: str = "") -> Any | None:
+    """The library, None where it is not to be found. Never raises.
+
+    Args:
+        driver: CUDA version of the driver, as "12.6": it loads nothing that a newer major version compiled.
+    """
+    newest = int(driver.partition(".")[0]) if driver else sys.maxsize
     held = [str(path) for package in PACKAGES for path in sorted(_folder(package).glob("lib/libnvrtc.so.*[0-9]"))]
     for name in (*LIBRARIES, *held):
         try:
-            return ctypes.CDLL(name)
+            library = ctypes.CDLL(name)
         except OSError:
             continue
+        if int(nvrtc_version(library).partition(".")[0]) <= newest:
+            return library
     return None
 
 

@@ -70,7 +70,7 @@ class FakeCuda:
     """
 
     def __init__(self, kernels: Any = None) -> None:
-        self.gpu = SimpleNamespace(name="Test GPU", compute_capability="8.7")
+        self.gpu = SimpleNamespace(name="Test GPU", compute_capability="8.7", driver="12.6")
         self.log: list[tuple[int, str]] = []
         self.replays = 0
         self._kernels = kernels

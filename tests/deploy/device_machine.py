@@ -25,7 +25,7 @@ def become_gpu_machine(trt: TensorRtDouble, cuda: FakeCuda, monkeypatch: pytest.
     parsed: list[bytes] = []
     trt.answers[("OnnxParser", "parse")] = lambda _, model: parsed.append(model) or True
     trt.answers[("Builder", "build_serialized_network")] = lambda *_: bytearray(parsed[-1])
-    monkeypatch.setattr(device_kernels, "compile_kernels", lambda name, capability: name.encode())
+    monkeypatch.setattr(device_kernels, "compile_kernels", lambda name, *_: name.encode())
     monkeypatch.setattr(tensorrt_engines, "probe_gpu", lambda: Probe(gpu=GPU))
     for module in (tensorrt_engines, tensorrt_backend):
         monkeypatch.setattr(module, "import_tensorrt", lambda: trt)

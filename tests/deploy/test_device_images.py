@@ -27,7 +27,7 @@ F32 = np.dtype(np.float32)
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    monkeypatch.setattr(device_kernels, "compile_kernels", lambda name, capability: name.encode())
+    monkeypatch.setattr(device_kernels, "compile_kernels", lambda name, *_: name.encode())
     return FakeCuda(CpuModule)
 
 

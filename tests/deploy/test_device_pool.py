@@ -37,7 +37,7 @@ NUSCENES = Geometry(
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    monkeypatch.setattr(device_kernels, "compile_kernels", lambda name, capability: name.encode())
+    monkeypatch.setattr(device_kernels, "compile_kernels", lambda name, *_: name.encode())
     return FakeCuda(CpuModule)
 
 

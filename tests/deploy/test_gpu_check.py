@@ -72,7 +72,7 @@ class Machine:
         }
         monkeypatch.setattr(tensorrt_engines, "probe_gpu", lambda: Probe(gpu=GPU))
         monkeypatch.setattr(tensorrt_backend, "Cuda", lambda: cuda)
-        monkeypatch.setattr(device_kernels, "compile_kernels", lambda name, capability: name.encode())
+        monkeypatch.setattr(device_kernels, "compile_kernels", lambda name, *_: name.encode())
         monkeypatch.setattr(gpu_frames, "KERNEL_RUNS", 1)
         monkeypatch.setattr(gpu_frames, "KERNEL_WARMUP", 1)
         for module in (tensorrt_backend, tensorrt_engines, gpu_check, self.script):

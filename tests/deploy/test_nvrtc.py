@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from cuda_double import FakeCuda
 
-from altermoma.deploy import nvrtc
+from altermoma.deploy import device_kernels, nvrtc
+from altermoma.deploy.device_kernels import DeviceKernels
 from altermoma.deploy.nvrtc import NAMES, compile_kernels, find_nvrtc, nvrtc_version, supported_architectures
 from altermoma.errors import EngineError, UnsupportedError
 
@@ -64,8 +66,29 @@ def test_a_gpu_that_it_does_not_know() -> None:
         compile_kernels("scan", "3.5")
 
 
+@needs_nvrtc
+def test_an_nvrtc_newer_than_the_driver_is_not_taken() -> None:
+    """Its kernels would not load; the same major version is compatible."""
+    major = int(nvrtc_version(LIBRARY).partition(".")[0])
+    assert find_nvrtc(f"{major}.0") is not None
+    found = find_nvrtc(f"{major - 1}.8")
+    assert found is None or nvrtc_version(found) < nvrtc_version(LIBRARY)
+
+
+def test_kernels_that_the_driver_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda()
+
+    def refuse(image: bytes) -> None:
+        raise EngineError("the CUDA driver call cuModuleLoadData gave error 200")
+
+    monkeypatch.setattr(cuda, "load_kernels", refuse)
+    monkeypatch.setattr(device_kernels, "compile_kernels", lambda name, *_: name.encode())
+    with pytest.raises(UnsupportedError, match=r"CUDA 12\.6.* does not load .*error 200"):
+        DeviceKernels(cuda)  # type: ignore[arg-type]
+
+
 def test_without_nvrtc(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvrtc, "find_nvrtc", lambda: None)
+    monkeypatch.setattr(nvrtc, "find_nvrtc", lambda *_: None)
     with pytest.raises(UnsupportedError, match="NVRTC") as caught:
         compile_kernels("scan", "8.0")
     assert "preparation='host'" in caught.value.remedy

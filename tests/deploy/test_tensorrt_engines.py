@@ -43,7 +43,7 @@ def machine(trt: TensorRtDouble, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     for module in (tensorrt_engines, tensorrt_backend):
         monkeypatch.setattr(module, "import_tensorrt", lambda: trt)
     monkeypatch.setattr(tensorrt_backend, "Cuda", lambda: cuda)
-    monkeypatch.setattr(device_kernels, "compile_kernels", lambda name, capability: name.encode())
+    monkeypatch.setattr(device_kernels, "compile_kernels", lambda name, *_: name.encode())
     return cuda
 
 
