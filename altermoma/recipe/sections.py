@@ -160,6 +160,7 @@ class CalibrationRecipe:
         recipe: name of `calib/<dataset>.toml`, or the path of one's own; empty takes `synthetic` for the synthetic
             world and `nuscenes` for everything else.
         manifest: file that names the frames; empty chooses them from the training split.
+        ranges: file of ranges found before on the frames of `manifest`, instead of running them again.
         max_map_drop: points of mAP that int8 may cost on the validation split; the largest int8 share within it is
             searched for. 0 takes the calibration recipe's share as it is.
         tune_steps: steps of fine-tuning with rounding, for models that lose more than they may (`altermoma calibrate`).
@@ -167,6 +168,7 @@ class CalibrationRecipe:
 
     recipe: str = ""
     manifest: str = ""
+    ranges: str = ""
     max_map_drop: float = 0.0
     tune_steps: int = 0
 

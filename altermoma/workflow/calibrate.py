@@ -23,7 +23,7 @@ from altermoma.calib.frames import (
 )
 from altermoma.calib.int8 import StagePlan, chosen_groups, plan_stages, watch
 from altermoma.calib.observe import observe
-from altermoma.calib.ranges import RANGES_FILE, Ranges, find_ranges, graph_key
+from altermoma.calib.ranges import RANGES_FILE, Ranges, find_ranges, from_text, graph_key
 from altermoma.calib.settings import CalibrationSettings, load_settings
 from altermoma.calib.statistics import TensorStatistics
 from altermoma.deploy.targets import load_target
@@ -33,6 +33,7 @@ from altermoma.export.export_model import ExportResult
 from altermoma.geometry import Geometry
 from altermoma.ops.prepare import FramePreparer
 from altermoma.recipe import Recipe
+from altermoma.storage import sha256_of
 from altermoma.workflow.place import Workplace
 
 if TYPE_CHECKING:
@@ -79,9 +80,14 @@ def calibration_inputs(recipe: Recipe) -> dict[str, Any]:
     """What decides the ranges, whatever the names of its files."""
     named = recipe.calibration.manifest
     frames = read_manifest(Path(named)).key if named else ""
-    drop = recipe.calibration.max_map_drop
-    steps = recipe.calibration.tune_steps
-    return {"settings": settings_of(recipe).to_dict(), "manifest": frames, "max_map_drop": drop, "tune_steps": steps}
+    asked = recipe.calibration
+    return {
+        "settings": settings_of(recipe).to_dict(),
+        "manifest": frames,
+        "ranges": sha256_of(Path(asked.ranges)) if Path(asked.ranges).is_file() else asked.ranges,
+        "max_map_drop": asked.max_map_drop,
+        "tune_steps": asked.tune_steps,
+    }
 
 
 def calibrate(
@@ -96,6 +102,9 @@ def calibrate(
     contract = load_contract(place.recipe.model)
     plans = plan_stages(fp32.stages, contract)
     manifest = frames_of(place, geometry, folder, settings)
+    if place.recipe.calibration.ranges:
+        known = known_ranges(place.recipe, fp32, manifest)
+        return Calibrated(plans=plans, manifest=manifest, settings=settings, statistics={}, ranges=known)
     expected = {frame.token: frame for frame in manifest.frames}
     preparer = FramePreparer(geometry)
 
@@ -146,6 +155,31 @@ def found_notes(found: Found, settings: CalibrationSettings) -> dict[str, bytes]
         SENSITIVITY_FILE: (json.dumps(found.to_dict(), indent=1) + "\n").encode(),
         RECIPE_FILE: tomli_w.dumps(recipe.to_dict()).encode(),
     }
+
+
+def known_ranges(recipe: Recipe, fp32: ExportResult, manifest: FrameManifest) -> Ranges:
+    """The ranges of the file that the recipe names, if they are of these graphs and frames.
+
+    Raises:
+        RecipeError: a range file without the manifest of its frames.
+        DataError: no range file, or one of another model, stage cut or set of frames.
+    """
+    path = Path(recipe.calibration.ranges)
+    if not recipe.calibration.manifest:
+        raise RecipeError(
+            f"calibration.ranges = {str(path)!r} without calibration.manifest",
+            expected="the frames.json that was written with it",
+            remedy="name both, or neither",
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"cannot read ranges {path}: {error}", expected="a ranges.json of altermoma calibrate"
+        ) from error
+    found = from_text(text, str(path))
+    found.check(recipe.model, {name: graph_key(graph) for name, graph in fp32.stages.items()}, manifest.key)
+    return found
 
 
 def ranges_of(
