@@ -59,6 +59,22 @@ def fake_quantised(model: nn.Module, limits: Mapping[str, float]) -> Iterator[No
             delattr(module, attribute)
 
 
+@contextmanager
+def frozen_norms(model: nn.Module) -> Iterator[None]:
+    """Keeps batch norms at their running statistics whatever mode the model is set to: as they will be folded."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
+    modes = [module.training for module in norms]
+    for module in norms:
+        module.eval()
+        module.train = lambda mode=True, same=module: same  # type: ignore[method-assign, misc]
+    try:
+        yield
+    finally:
+        for module, mode in zip(norms, modes, strict=True):
+            del module.train
+            module.train(mode)
+
+
 def _rounding(name: str, module: nn.Module, limit: float) -> tuple[str, Callable[..., Tensor]]:
     """The method of a module that is replaced, and what replaces it."""
     if isinstance(module, nn.Conv1d | nn.Conv2d):

@@ -119,7 +119,7 @@ def calibrate_to_folder(recipe: Recipe, folder: Path) -> str:
 
 def tuned(place: Workplace, model: FusionModel, calibrated: Calibrated, folder: Path) -> bytes:
     """The model's weights after a few steps with rounding; the rate is a tenth of the recipe's for fine-tuning."""
-    from altermoma.calib.tune import data_limits, fake_quantised
+    from altermoma.calib.tune import data_limits, fake_quantised, frozen_norms
     from altermoma.checkpoints.io import describe, save_checkpoint
     from altermoma.training.loop import train
 
@@ -127,7 +127,7 @@ def tuned(place: Workplace, model: FusionModel, calibrated: Calibrated, folder: 
     recipe = dataclasses.replace(recipe, steps=place.recipe.calibration.tune_steps, lr=recipe.lr / 10)
     limits = data_limits(model, calibrated.plans, calibrated.groups, calibrated.ranges.tensors)
     zeros = {name: weight != 0 for name, weight in model.named_parameters() if (weight == 0).any()}
-    with fake_quantised(model, limits):
+    with fake_quantised(model, limits), frozen_norms(model):
         result = train(model, place.train, recipe, folder=folder, masks=zeros or None)
     metadata = describe(result.model, place.recipe.model) | {"steps": result.steps}
     save_checkpoint(folder / TUNED_FILE, result.model.state_dict(), metadata)

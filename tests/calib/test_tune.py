@@ -14,7 +14,7 @@ from torch import nn
 from altermoma.calib.insert import tensorrt_dialect
 from altermoma.calib.int8 import quantised, watch
 from altermoma.calib.observe import observe
-from altermoma.calib.tune import data_limits, fake_quantised, rounded_data, rounded_weight
+from altermoma.calib.tune import data_limits, fake_quantised, frozen_norms, rounded_data, rounded_weight
 from altermoma.errors import ExportError
 from altermoma.export.parity import open_session, run_session
 from altermoma.models.stages import stage_modules
@@ -72,6 +72,21 @@ def _fusion_inputs(token: str) -> dict[str, np.ndarray]:  # type: ignore[type-ar
         name: np.maximum(rng.normal(0, 1, reference[name].shape), 0).astype(np.float32)
         for name in ("camera_bev", "lidar_bev")
     }
+
+
+def test_batch_norms_keep_their_statistics_whatever_the_mode() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    data = torch.randn(2, 3, 5, 5)
+    with frozen_norms(model):
+        model.train()
+        held = model(data)
+        assert torch.equal(held, model.eval()(data))
+        model.train()
+    assert model[1].training
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    assert not torch.equal(model(data), held)
 
 
 def test_other_modules_are_named() -> None:
