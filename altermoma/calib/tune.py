@@ -66,7 +66,7 @@ def frozen_norms(model: nn.Module) -> Iterator[None]:
     modes = [module.training for module in norms]
     for module in norms:
         module.eval()
-        module.train = lambda mode=True, same=module: same  # type: ignore[method-assign, misc]
+        module.train = lambda mode=True, same=module: same  # type: ignore[method-assign]
     try:
         yield
     finally:
