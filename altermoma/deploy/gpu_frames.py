@@ -17,7 +17,10 @@ from altermoma.deploy.device_feed import DeviceFeed
 from altermoma.deploy.device_inputs import RawFrame
 from altermoma.deploy.device_memory import Arena
 from altermoma.deploy.pipeline import Pipeline, Preparation
-from altermoma.deploy.self_check import check_frame
+from altermoma.deploy.reference import Reference
+from altermoma.deploy.self_check import align_proposals, check_frame
+from altermoma.deploy.stage_io import Arrays
+from altermoma.deploy.tensorrt_backend import open_engines
 from altermoma.ops.prepare import FramePreparer
 
 FRAMES = 4
@@ -33,7 +36,8 @@ Record = dict[str, Any]
 
 
 def frames_on_device(bundle: Bundle, precision: str, preparation: Preparation) -> tuple[Record, str]:
-    """Several whole frames on two streams, with graphs; every one against the bundle's boxes.
+    """Several whole frames on two streams, with graphs; every one against the bundle's boxes, and its outputs against
+    those of the same engines run one by one: untrained models find no box.
 
     Returns:
         What was found, and what is wrong with it, if anything.
@@ -42,17 +46,49 @@ def frames_on_device(bundle: Bundle, precision: str, preparation: Preparation) -
     reference, device = bundle.reference(), pipeline.device
     if device is None:
         raise ValueError("a TensorRT pipeline runs whole frames")
-    checks = [check_frame(precision, pipeline, reference) for _ in range(FRAMES)]
+    wanted = _stage_by_stage(bundle, precision, reference)
+    allowed = bundle.manifest.tolerances[precision]
+    checks, off = [], 0.0
+    for _ in range(FRAMES):
+        checks.append(check_frame(precision, pipeline, reference))
+        off = max(off, _largest(wanted, device.run(_raw(reference)).outputs, allowed))
     worst = min(checks, key=lambda check: (check.passed, check.matched, -check.centre_m))
     found = dataclasses.asdict(worst) | {
+        "from_stages": off,
         "captures": device.captures(),
         "refusals": device.refusals(),
         "memory_bytes": device.memory_bytes(),
     }
-    if not worst.passed:
-        return found, f"{worst.matched} of {worst.boxes} boxes found again, {worst.centre_m:.3f} m off"
-    graphs = [line for line, count in device.captures().items() if not count]
-    return found, f"no CUDA graph for {', '.join(graphs)}: {device.refusals()}" if graphs else ""
+    return found, _complaint(found, passed=worst.passed, allowed=allowed)
+
+
+def _complaint(found: Record, *, passed: bool, allowed: float) -> str:
+    if not passed:
+        return f"{found['matched']} of {found['boxes']} boxes found again, {found['centre_m']:.3f} m off"
+    if not found["from_stages"] <= allowed:
+        return f"outputs are {found['from_stages']:.1e} off those of the engines run one by one, allowed {allowed:.0e}"
+    graphs = [line for line, count in found["captures"].items() if not count]
+    return f"no CUDA graph for {', '.join(graphs)}: {found['refusals']}" if graphs else ""
+
+
+def _raw(reference: Reference) -> RawFrame:
+    return RawFrame(images_vhw3=reference.images_vhw3, points_p5=reference.points_p5, calibration=reference.calibration)
+
+
+def _stage_by_stage(bundle: Bundle, precision: str, reference: Reference) -> Arrays:
+    """The last stage's outputs of the same engines, with copies in between."""
+    stages = Pipeline(bundle.manifest.geometry, open_engines(bundle, precision))
+    inputs, _ = stages.prepare(reference.images_vhw3, reference.points_p5, reference.calibration)
+    return stages.run_stages(inputs)
+
+
+def _largest(wanted: Arrays, found: Arrays, allowed: float) -> float:
+    """Largest difference of an output over its largest magnitude."""
+    off = 0.0
+    for got, want in align_proposals(wanted, found, allowed).values():
+        difference = float((np.abs(got - want) / max(float(np.abs(want).max(initial=0.0)), 1e-12)).max(initial=0.0))
+        off = max(off, difference if np.isfinite(got).all() else float("inf"))
+    return off
 
 
 def check_kernels(bundle: Bundle, precision: str, cuda: Cuda) -> tuple[Record, str]:
@@ -66,9 +102,7 @@ def check_kernels(bundle: Bundle, precision: str, cuda: Cuda) -> tuple[Record, s
     """
     geometry, reference = bundle.manifest.geometry, bundle.reference()
     limits = Limits.of_stages(bundle.stages(precision), geometry.lidar_levels + 1, pillars=geometry.lidar == "pillars")
-    frame = RawFrame(
-        images_vhw3=reference.images_vhw3, points_p5=reference.points_p5, calibration=reference.calibration
-    )
+    frame = _raw(reference)
     feed = DeviceFeed(cuda, geometry, limits, reference.calibration.image_hw, {})
     run = _KernelRun(cuda, feed, frame, geometry.image.cameras, (geometry.image.height, geometry.image.width))
     run.once()

@@ -127,7 +127,8 @@ def _number(value: Any, how: str, factor: float = 1.0) -> str:
 
 
 def _frames(variants: Record) -> str:
-    head = ["variant", "run", "boxes", "found again", "largest distance m", "largest score difference", "graphs", "MB"]
+    head = ["variant", "run", "boxes", "found again", "largest distance m", "largest score difference"]
+    head += ["off stage by stage", "graphs", "MB"]
     lines = [[*head, ""]]
     for name, check in variants.items():
         steps = check.get("steps", {})
@@ -140,6 +141,7 @@ def _frames(variants: Record) -> str:
 def _frame(found: Record) -> list[str]:
     cells = [str(found.get("boxes", "")), str(found.get("matched", ""))]
     cells += [_number(found.get("centre_m"), ".4f"), _number(found.get("score"), ".4f")]
+    cells.append(_number(found.get("from_stages"), ".1e"))
     captures = found.get("captures", {})
     graphs = f"{sum(count > 0 for count in captures.values())} of {len(captures)} lines" if captures else ""
     status = str(found.get("status", "not reached"))
