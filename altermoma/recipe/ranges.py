@@ -74,7 +74,7 @@ RANGES: dict[str, dict[str, Range]] = {
     "export": {
         "opset": Range(low=17, high=17),
         **dict.fromkeys(
-            [f"{precision}{scope}_tolerance" for precision in ("fp32", "fp16", "int8") for scope in ("", "_frame")],
+            ("fp32_tolerance", "fp32_frame_tolerance", "fp16_tolerance", "fp16_frame_tolerance", "int8_tolerance"),
             _POSITIVE,
         ),
     },

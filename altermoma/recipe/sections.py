@@ -139,8 +139,8 @@ class ExportRecipe:
     """Tolerances are the largest absolute difference to torch over the largest torch magnitude of that output.
 
     `..._tolerance` bounds each stage fed with torch's inputs, `..._frame_tolerance` the stages in a chain, where
-    differences add up. Those of int8 only tell a broken graph: one proposal of many may turn round (a difference of 2
-    in the sine of its yaw) and cost nothing; what int8 costs is judged in mAP ([parity] and [calibration]).
+    differences add up. `int8_tolerance` bounds the noise of each stage over its signal (roots of their powers) instead;
+    what int8 costs is judged in mAP ([parity] and [calibration]).
     """
 
     opset: int = 17
@@ -149,7 +149,6 @@ class ExportRecipe:
     fp16_tolerance: float = 5e-2
     fp16_frame_tolerance: float = 5e-2
     int8_tolerance: float = 0.7
-    int8_frame_tolerance: float = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -142,9 +142,8 @@ def int8_of(
 
         found = search_groups(place, fp32, calibrated, geometry, folder)
         groups, notes = found.groups, notes | found_notes(found, calibrated.settings)
-    tolerances = recipe.export.int8_tolerance, recipe.export.int8_frame_tolerance
     contract = load_contract(recipe.model)
-    return export_int8(fp32, calibrated.plans, contract, calibrated.ranges, groups, tolerances), notes
+    return export_int8(fp32, calibrated.plans, contract, calibrated.ranges, groups, recipe.export.int8_tolerance), notes
 
 
 def found_notes(found: Found, settings: CalibrationSettings) -> dict[str, bytes]:

@@ -57,7 +57,7 @@ def int8(tmp_path_factory: pytest.TempPathFactory) -> Int8Export:
     kept = tmp_path_factory.mktemp("work") / "statistics.npz"
     statistics = observe(watch(plans(), groups), TOKENS, read, kept)
     ranges = ranges_of(statistics, exported("fp32"))
-    return export_int8(exported("fp32"), plans(), load_contract(PRESET), ranges, groups, (0.5, 1.0))
+    return export_int8(exported("fp32"), plans(), load_contract(PRESET), ranges, groups, 0.5)
 
 
 @pytest.mark.parametrize("stage", ["camera", "lidar", "fusion", "head"])
@@ -156,9 +156,7 @@ def test_two_of_four_stay_two_of_four() -> None:
 def test_a_graph_that_was_not_calibrated_is_an_error(int8: Int8Export) -> None:
     ranges = Ranges(model=PRESET, graphs={}, manifest="m", frames=1, settings={}, tensors={})
     with pytest.raises(ExportError, match="no range for"):
-        export_int8(
-            exported("fp32"), plans(), load_contract(PRESET), ranges, frozenset(all_groups(plans())), (0.5, 1.0)
-        )
+        export_int8(exported("fp32"), plans(), load_contract(PRESET), ranges, frozenset(all_groups(plans())), 0.5)
 
 
 def test_decibels_are_those_of_a_known_noise() -> None:
@@ -175,10 +173,24 @@ def test_a_whole_model_in_fp8_is_linted_and_held_against_torch(tmp_path: Path) -
     statistics = observe(watch(plans(), groups), TOKENS, read, tmp_path / "statistics.npz")
     ranges = ranges_of(statistics, exported("fp32"))
     ranges = dataclasses.replace(ranges, settings={**ranges.settings, "number": "fp8"})
-    found = export_int8(exported("fp32"), plans(), load_contract(PRESET), ranges, groups, (0.5, 1.0))
+    found = export_int8(exported("fp32"), plans(), load_contract(PRESET), ranges, groups, 0.5)
     kinds = {item.data_type for item in found.tensorrt.stages["fusion"].graph.initializer}
     assert onnx.TensorProto.FLOAT8E4M3FN in kinds
     assert onnx.TensorProto.INT8 not in kinds
     assert min(found.signal_db["tensorrt"]["fusion"].values()) > 15
     unsigned = {item.data_type for item in found.onnxruntime["fusion"].graph.initializer}
     assert {onnx.TensorProto.UINT8, onnx.TensorProto.INT8} <= unsigned
+
+
+def test_graphs_that_leave_too_little_of_the_signal_are_an_error(tmp_path: Path) -> None:
+    import dataclasses
+
+    from altermoma.calib.scales import Range
+
+    groups = frozenset(plans()["fusion"].groups)
+    statistics = observe(watch(plans(), groups), TOKENS, read, tmp_path / "statistics.npz")
+    ranges = ranges_of(statistics, exported("fp32"))
+    narrow = {name: Range(low=item.low / 50, high=item.high / 50) for name, item in ranges.tensors["fusion"].items()}
+    ranges = dataclasses.replace(ranges, tensors={**ranges.tensors, "fusion": narrow})
+    with pytest.raises(ExportError, match=r"int8 leaves too little of the signal:\n  fusion\.bev"):
+        export_int8(exported("fp32"), plans(), load_contract(PRESET), ranges, groups, 0.5)

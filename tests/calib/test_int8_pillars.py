@@ -38,7 +38,7 @@ def test_a_pillar_model_becomes_int8_but_for_what_touches_coordinates(tmp_path: 
         settings=settings.to_dict(),
         tensors=find_ranges(statistics, settings),
     )
-    found = export_int8(fp32, plans, contract, ranges, groups, (0.5, 1.0))
+    found = export_int8(fp32, plans, contract, ranges, groups, 0.5)
     assert found.tensorrt.findings == []
     assert found.shares["camera"].part > 0.9
     first, second = plans["lidar"].products
