@@ -309,3 +309,14 @@ def test_builder_options_that_the_target_lacks_end_before_any_work(run: Run, tmp
     assert code == 2
     assert "builder.strip needs TensorRT 10.0" in text
     assert not (tmp_path / "out").exists()
+
+
+def test_a_target_without_int8_is_refused_before_any_work(run: Run, tmp_path: Path) -> None:
+    shipped = (Path(__file__).resolve().parents[2] / "deploy" / "generic" / "target.toml").read_text()
+    folder = tmp_path / "old-gpu"
+    folder.mkdir()
+    own = write(folder / "target.toml", shipped.replace('"fp32", "fp16", "int8"', '"fp32", "fp16"'))
+    code, text = run("altermoma-export", "--engine", "int8", "--target", own, "--out", tmp_path / "out")
+    assert code == 2
+    assert "target old-gpu does not offer int8" in text
+    assert not (tmp_path / "out").exists()
