@@ -162,7 +162,8 @@ class CalibrationRecipe:
         ranges: file of ranges found before on the frames of `manifest`, instead of running them again.
         max_map_drop: points of mAP that int8 may cost on the validation split; the largest int8 share within it is
             searched for. 0 takes the calibration recipe's share as it is.
-        tune_steps: steps of fine-tuning with rounding, for models that lose more than they may (`altermoma calibrate`).
+        tune_steps: steps of fine-tuning with rounding, for models that lose more than they may; `altermoma calibrate`
+            takes them, an export refuses them.
     """
 
     recipe: str = ""

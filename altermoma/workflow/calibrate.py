@@ -76,6 +76,21 @@ def settings_of(recipe: Recipe) -> CalibrationSettings:
     return load_settings(named or ("nuscenes" if recipe.data.root else "synthetic"))
 
 
+def check_untuned(recipe: Recipe) -> None:
+    """Says before any work that exports calibrate, but do not tune.
+
+    Raises:
+        RecipeError: int8 with tuning steps.
+    """
+    steps = recipe.calibration.tune_steps
+    if recipe.engine.precision == "int8" and steps:
+        raise RecipeError(
+            f"calibration.tune_steps = {steps} in an export, which does not tune",
+            expected="0",
+            remedy="tune with `altermoma calibrate --tune-steps`, and export the weights that it leaves",
+        )
+
+
 def calibration_inputs(recipe: Recipe) -> dict[str, Any]:
     """What decides the ranges, whatever the names of its files."""
     named = recipe.calibration.manifest

@@ -17,6 +17,7 @@ from altermoma.report.summary import Summary
 from altermoma.report.table import print_summary
 from altermoma.storage import content_key
 from altermoma.workflow.accuracy import DETECTIONS_FILE
+from altermoma.workflow.calibrate import check_untuned
 from altermoma.workflow.detections import read_detections
 from altermoma.workflow.engines import check_buildable
 from altermoma.workflow.keys import code_version
@@ -43,6 +44,7 @@ def run(recipe: Recipe, out: Path | None = None, *, same_only: bool = False) -> 
     started = time.monotonic()
     check_buildable(recipe.engine)
     check_sparsity(recipe)
+    check_untuned(recipe)
     recipe = with_open_keys_filled(recipe)
     place = Workplace(recipe)
     with busy("Reading the tables"):

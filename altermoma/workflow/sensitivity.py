@@ -29,11 +29,11 @@ from altermoma.workflow.calibrate import (
     settings_of,
 )
 from altermoma.workflow.place import Workplace
-from altermoma.workflow.plan import data_inputs, model_inputs
+from altermoma.workflow.plan import data_inputs, model_inputs, training_inputs
 from altermoma.workflow.single import unfinished
+from altermoma.workflow.sparsity import masks_of
 
 if TYPE_CHECKING:
-    from altermoma.models.fusion import FusionModel
     from altermoma.workflow.steps import Record
 
 
@@ -87,10 +87,12 @@ def calibrate_to_folder(recipe: Recipe, folder: Path) -> str:
         "target": recipe.engine.target,
         "calibration": calibration_inputs(recipe),
     }
+    if recipe.calibration.tune_steps:
+        inputs["finetune"] = training_inputs(recipe)
     told: list[str] = []
 
     def work(here: Path) -> Record:
-        model = place.dense_model()
+        model = place.model_on_host(place.checkpoint)
         geometry = model.config.geometry
         fp32 = export_model(
             model,
@@ -101,13 +103,13 @@ def calibrate_to_folder(recipe: Recipe, folder: Path) -> str:
             recipe=recipe.export,
         )
         calibrated = calibrate(place, fp32, geometry, here, settings_of(recipe))
-        notes = calibrated.notes()
+        notes, groups = calibrated.notes(), calibrated.groups
         if recipe.calibration.max_map_drop > 0:
             found = search_groups(place, fp32, calibrated, geometry, here)
-            notes |= found_notes(found, calibrated.settings)
+            groups, notes = found.groups, notes | found_notes(found, calibrated.settings)
             told.append(table(found))
         if recipe.calibration.tune_steps:
-            notes[TUNED_FILE] = tuned(place, model, calibrated, here / "tuning")
+            notes[TUNED_FILE] = tuned(place, calibrated, groups, here / "tuning")
         for name, payload in notes.items():
             write_bytes(folder / Path(name).name, payload)
         return {}
@@ -117,19 +119,23 @@ def calibrate_to_folder(recipe: Recipe, folder: Path) -> str:
     return "\n".join([*told, f"written to {folder}"])
 
 
-def tuned(place: Workplace, model: FusionModel, calibrated: Calibrated, folder: Path) -> bytes:
-    """The model's weights after a few steps with rounding; the rate is a tenth of the recipe's for fine-tuning."""
+def tuned(place: Workplace, calibrated: Calibrated, groups: frozenset[str], folder: Path) -> bytes:
+    """The model's weights after a few steps in which `groups` are rounded; 2:4 weights stay so.
+
+    The rate is a tenth of the recipe's for fine-tuning.
+    """
     from altermoma.calib.tune import data_limits, fake_quantised, frozen_norms
     from altermoma.checkpoints.io import describe, save_checkpoint
     from altermoma.training.loop import train
 
     recipe = place.recipe.finetune
     recipe = dataclasses.replace(recipe, steps=place.recipe.calibration.tune_steps, lr=recipe.lr / 10)
-    limits = data_limits(model, calibrated.plans, calibrated.groups, calibrated.ranges.tensors)
+    model, (_, sparsity) = place.dense_model(), masks_of(place.checkpoint)
+    limits = data_limits(model, calibrated.plans, groups, calibrated.ranges.tensors)
     zeros = {name: weight != 0 for name, weight in model.named_parameters() if (weight == 0).any()}
     with fake_quantised(model, limits), frozen_norms(model):
-        result = train(model, place.train, recipe, folder=folder, masks=zeros or None)
-    metadata = describe(result.model, place.recipe.model) | {"steps": result.steps}
+        result = train(model, place.train, recipe, folder=folder, masks=zeros or None, compute=place.recipe.compute)
+    metadata = describe(result.model, place.recipe.model) | {"steps": result.steps} | sparsity
     save_checkpoint(folder / TUNED_FILE, result.model.state_dict(), metadata)
     return (folder / TUNED_FILE).read_bytes()
 

@@ -18,7 +18,7 @@ from altermoma.recipe import DataRecipe, Recipe, from_dict
 from altermoma.storage import cache_folder, check_writable, content_key, sha256_of, write_bytes
 from altermoma.workflow import accuracy
 from altermoma.workflow.accuracy import DETECTIONS_FILE
-from altermoma.workflow.calibrate import calibration_inputs
+from altermoma.workflow.calibrate import calibration_inputs, check_untuned
 from altermoma.workflow.compress import PRUNED_FILE, prune_model, teacher_of
 from altermoma.workflow.keys import code_version
 from altermoma.workflow.place import Workplace
@@ -141,6 +141,7 @@ def export_to_bundle(recipe: Recipe, folder: Path) -> Path:
     check_replaceable(folder)
     check_writable(folder)
     check_sparsity(recipe)
+    check_untuned(recipe)
     place = Workplace(recipe)
     with busy("Reading the tables"):
         asked = {name: value for name, value in recipe.to_dict().items() if name != "compute"}

@@ -76,7 +76,7 @@ def _exported(place: Workplace, model: FusionModel, kept: float) -> dict[str, _T
 
     groups = fusion_groups(model)
     keep = {group.name: torch.arange(max(round(kept * group.width), 1)) for group in groups}
-    smaller, batch = shrink(model, groups, keep), reference_batch(place)
+    smaller, batch = shrink(model, groups, keep).cpu(), reference_batch(place)
     frame = place.reader.read(place.val.tokens[0])
     result = export_model(
         smaller,
