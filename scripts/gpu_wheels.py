@@ -28,12 +28,26 @@ PLATFORMS = {
 }
 
 
-def requirements() -> list[str]:
-    """The dependencies in pyproject.toml that are not for older Pythons alone."""
+def requirements(version: str) -> list[str]:
+    """The dependencies in pyproject.toml for a Python, as "3.10"."""
     found = re.search(r"^dependencies = \[(.*)\]$", (REPO / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
     if not found:
         sys.exit("error: pyproject.toml has no line of dependencies")
-    return [text for text in re.findall(r'"([^"]+)"', found[1]) if ";" not in text]
+    stated = [text.partition(";") for text in re.findall(r'"([^"]+)"', found[1])]
+    return [name for name, _, marker in stated if _holds(marker.strip(), version)]
+
+
+def _holds(marker: str, version: str) -> bool:
+    if not marker:
+        return True
+    below = re.fullmatch(r"python_version < '([\d.]+)'", marker)
+    if not below:
+        sys.exit(f"error: pyproject.toml asks for a dependency where {marker}; only python_version < '...' is read here")
+    return _numbers(version) < _numbers(below[1])
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
 
 
 def download_command(out: Path, version: str, machine: str, wanted: Sequence[str]) -> list[str]:
@@ -49,7 +63,7 @@ def gather(out: Path, version: str, machine: str, without: Sequence[str]) -> lis
     out.mkdir(parents=True, exist_ok=True)
     build = f"from hatchling.build import build_wheel; build_wheel({str(out.resolve())!r})"
     subprocess.run([sys.executable, "-c", build], cwd=REPO, check=True, stdout=subprocess.DEVNULL)
-    subprocess.run(download_command(out, version, machine, [*requirements(), NVRTC]), check=True)
+    subprocess.run(download_command(out, version, machine, [*requirements(version), NVRTC]), check=True)
     for wheel in sorted(out.glob("*.whl")):
         if _project(wheel) in without:
             wheel.unlink()
