@@ -26,6 +26,9 @@ from altermoma.ops.prepare import FramePreparer
 FRAMES = 4
 """Queued as it is, captured, replayed twice: all must be right."""
 
+INT8_REPEATED = 5e-2
+"""Allowed between two runs of one int8 engine, over the largest magnitude: as for fp16, in which its rest computes."""
+
 KERNEL_RUNS = 20
 KERNEL_WARMUP = 3
 
@@ -47,7 +50,8 @@ def frames_on_device(bundle: Bundle, precision: str, preparation: Preparation) -
     if device is None:
         raise ValueError("a TensorRT pipeline runs whole frames")
     wanted = _stage_by_stage(bundle, precision, reference)
-    allowed = bundle.manifest.tolerances[precision]
+    # The same engines run twice: int8's own tolerance is for its noise against fp32.
+    allowed = INT8_REPEATED if precision == "int8" else bundle.manifest.tolerances[precision]
     checks, off = [], 0.0
     for _ in range(FRAMES):
         checks.append(check_frame(precision, pipeline, reference))

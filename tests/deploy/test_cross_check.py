@@ -15,7 +15,7 @@ from altermoma.deploy.bundle import Bundle
 from altermoma.deploy.cross_check import by_hand, by_polygraphy, cross_check, require_agreement
 from altermoma.deploy.manifest import StageRecord
 from altermoma.deploy.pipeline import open_stages
-from altermoma.deploy.self_check import check_stage
+from altermoma.deploy.self_check import check_stage, reference_inputs
 from altermoma.deploy.stage_io import Arrays, StageRunner
 from altermoma.errors import EngineError
 
@@ -72,6 +72,20 @@ def test_runtimes_that_agree_and_that_do_not(bundle: Bundle, monkeypatch: pytest
     wrong = {**stages, "head": Altered(stages["head"], "heatmap", float("nan"))}
     with pytest.raises(EngineError, match=r"head\.heatmap: NaN or infinity"):
         require_agreement(cross_check("fp32", wrong, stages, reference, allowed))
+
+
+def test_int8_is_held_to_noise_over_signal(bundle: Bundle) -> None:
+    """Not to its single worst number: that may be far off alone, and all may be a little wrong."""
+    stages, reference = open_stages(bundle, "onnxruntime", "fp32", threads=1), bundle.reference()
+    true = stages["fusion"].run(reference_inputs(stages["fusion"].record, reference))["bev"].astype(np.float64)
+    worst = 2.0 * np.abs(true).max()
+    one = {**stages, "fusion": Altered(stages["fusion"], "bev", worst)}
+    (found,) = [c for c in cross_check("int8", one, stages, reference, 0.7) if c.tensor == "bev"]
+    assert found.difference == pytest.approx(worst / np.linalg.norm(true), rel=1e-5)
+    assert found.judge == "altermoma"
+    lost = {**stages, "head": Altered(stages["head"], "heatmap", float("nan"))}
+    with pytest.raises(EngineError, match=r"head\.heatmap: NaN or infinity"):
+        require_agreement(cross_check("int8", lost, stages, reference, 0.7))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
