@@ -42,7 +42,9 @@ def _holds(marker: str, version: str) -> bool:
         return True
     below = re.fullmatch(r"python_version < '([\d.]+)'", marker)
     if not below:
-        sys.exit(f"error: pyproject.toml asks for a dependency where {marker}; only python_version < '...' is read here")
+        sys.exit(
+            f"error: pyproject.toml asks for a dependency where {marker}; only python_version < '...' is read here"
+        )
     return _numbers(version) < _numbers(below[1])
 
 

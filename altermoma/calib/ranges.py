@@ -20,6 +20,9 @@ SCHEMA = 1
 RANGES_FILE = "calibration/ranges.json"
 """Where a bundle carries it."""
 
+_DECIDING = ("number", "method", "methods", "percentile")
+"""Settings that decide the ranges and what they mean; the frames themselves are held to their manifest."""
+
 _AGAIN = "calibrate again: ranges hold for one model, one stage cut and one set of frames"
 
 
@@ -65,6 +68,21 @@ class Ranges:
         if self.manifest != manifest:
             raise DataError(
                 f"the ranges are of calibration frames {self.manifest}", expected=f"frames {manifest}", remedy=_AGAIN
+            )
+
+    def check_settings(self, asked: CalibrationSettings) -> None:
+        """Holds what decided the numbers against what a recipe asks for; `keep` may differ, it only leaves some unused.
+
+        Raises:
+            DataError: another number format, calibrator or percentile.
+        """
+        wanted = asked.to_dict()
+        other = [key for key in _DECIDING if self.settings.get(key) != wanted[key]]
+        if other:
+            raise DataError(
+                "the ranges are of " + ", ".join(f"{key} = {self.settings.get(key)!r}" for key in other),
+                expected=", ".join(f"{key} = {wanted[key]!r}" for key in other) + ", as the calibration recipe says",
+                remedy="name the calibration recipe that they were found with, or calibrate again",
             )
 
     def to_text(self) -> str:

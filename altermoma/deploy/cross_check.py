@@ -2,8 +2,8 @@
 
 polygraphy's Comparator judges where polygraphy is installed; elsewhere (a vehicle) the same rule is applied here: no
 element farther off than the tolerance times the output's largest magnitude, and neither NaN nor infinity. The head's
-proposals are brought into one order first, as near ties may change places. Both are told by `judge`. int8 is held to noise
-over signal, by the rule of `self_check` alone.
+proposals are brought into one order first, as near ties may change places. Both are told by `judge`. int8 is held to
+noise over signal, by the rule of `self_check` alone.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ def calibrate(
     plans = plan_stages(fp32.stages, contract)
     manifest = frames_of(place, geometry, folder, settings)
     if place.recipe.calibration.ranges:
-        known = known_ranges(place.recipe, fp32, manifest)
+        known = known_ranges(place.recipe, fp32, manifest, settings)
         return Calibrated(plans=plans, manifest=manifest, settings=settings, statistics={}, ranges=known)
     expected = {frame.token: frame for frame in manifest.frames}
     preparer = FramePreparer(geometry)
@@ -171,12 +171,12 @@ def found_notes(found: Found, settings: CalibrationSettings) -> dict[str, bytes]
     }
 
 
-def known_ranges(recipe: Recipe, fp32: ExportResult, manifest: FrameManifest) -> Ranges:
-    """The ranges of the file that the recipe names, if they are of these graphs and frames.
+def known_ranges(recipe: Recipe, fp32: ExportResult, manifest: FrameManifest, settings: CalibrationSettings) -> Ranges:
+    """The ranges of the file that the recipe names, if they are of these graphs and frames and found as it asks.
 
     Raises:
         RecipeError: a range file without the manifest of its frames.
-        DataError: no range file, or one of another model, stage cut or set of frames.
+        DataError: no range file, or one of another model, stage cut, set of frames or way to find ranges.
     """
     path = Path(recipe.calibration.ranges)
     if not recipe.calibration.manifest:
@@ -193,6 +193,7 @@ def known_ranges(recipe: Recipe, fp32: ExportResult, manifest: FrameManifest) ->
         ) from error
     found = from_text(text, str(path))
     found.check(recipe.model, {name: graph_key(graph) for name, graph in fp32.stages.items()}, manifest.key)
+    found.check_settings(settings)
     return found
 
 

@@ -12,7 +12,7 @@ import pytest
 from altermoma.calib.frames import FrameManifest, choose_frames, write_manifest
 from altermoma.calib.ranges import Ranges
 from altermoma.calib.scales import Range
-from altermoma.calib.settings import CalibrationSettings
+from altermoma.calib.settings import CalibrationSettings, StageMethods
 from altermoma.errors import DataError, RecipeError
 from altermoma.export.export_model import ExportResult
 from altermoma.recipe import CalibrationRecipe, DataRecipe, Recipe
@@ -71,29 +71,35 @@ def test_ranges_are_taken_only_for_the_model_the_cut_and_the_frames_they_are_of(
     tiny_nuscenes: Path, tmp_path: Path
 ) -> None:
     _, manifest = some_frames(tiny_nuscenes)
+    settings = CalibrationSettings(frames=2, pool=2)
     ranges = Ranges(
         model="bevfusion-tiny",
         graphs={"camera": "a"},
         manifest=manifest.key,
         frames=2,
-        settings={},
+        settings=settings.to_dict(),
         tensors={"camera": {"x": Range(low=0.0, high=1.0)}},
     )
     file = tmp_path / "ranges.json"
     file.write_text(ranges.to_text(), encoding="utf-8")
     asked = recipe(tiny_nuscenes, manifest="frames.json", ranges=str(file))
-    assert known_ranges(asked, export("a"), manifest) == ranges
+    assert known_ranges(asked, export("a"), manifest, settings) == ranges
     with pytest.raises(DataError, match="stale: stage camera"):
-        known_ranges(asked, export("b"), manifest)
+        known_ranges(asked, export("b"), manifest, settings)
     with pytest.raises(DataError, match="of calibration frames"):
-        known_ranges(asked, export("a"), dataclasses.replace(manifest, frames=manifest.frames[:1]))
+        known_ranges(asked, export("a"), dataclasses.replace(manifest, frames=manifest.frames[:1]), settings)
     with pytest.raises(DataError, match="of model bevfusion-tiny"):
-        known_ranges(dataclasses.replace(asked, model="other"), export("a"), manifest)
+        known_ranges(dataclasses.replace(asked, model="other"), export("a"), manifest, settings)
     with pytest.raises(RecipeError, match=r"without calibration\.manifest"):
-        known_ranges(recipe(tiny_nuscenes, ranges=str(file)), export("a"), manifest)
+        known_ranges(recipe(tiny_nuscenes, ranges=str(file)), export("a"), manifest, settings)
+    kept = dataclasses.replace(settings, keep=("head",))
+    assert known_ranges(asked, export("a"), manifest, kept) == ranges
+    for other in ({"number": "fp8"}, {"method": "mse"}, {"percentile": 99.0}, {"methods": StageMethods(head="mse")}):
+        with pytest.raises(DataError, match=f"the ranges are of {next(iter(other))} = "):
+            known_ranges(asked, export("a"), manifest, dataclasses.replace(settings, **other))
     file.unlink()
     with pytest.raises(DataError, match="cannot read ranges"):
-        known_ranges(asked, export("a"), manifest)
+        known_ranges(asked, export("a"), manifest, settings)
 
 
 def test_what_decides_the_ranges_is_part_of_the_key(tiny_nuscenes: Path, tmp_path: Path) -> None:
