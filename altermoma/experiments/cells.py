@@ -74,7 +74,11 @@ class Cell:
 
     def _asked(self, ground: Mapping[str, Any]) -> dict[str, Any]:
         keys = (*_EVERY, *_GRANULARITY[ground["granularity"]], *_METHOD[self.prune.method])
-        return {key: getattr(self.prune, key) for key in keys}
+        record = {key: getattr(self.prune, key) for key in keys}
+        if self.prune.method in _IN_ROUNDS and ground.get("threshold") == "partition":
+            # Scores from before the rounds cut by this threshold too are others.
+            record["rounds_per"] = "partition"
+        return record
 
     def _trained(self) -> dict[str, Any]:
         return {f"finetune.{key}": getattr(self.finetune, key) for key in _TRAINING}

@@ -22,6 +22,7 @@ from altermoma.pruning.streams import Partitioned
 from altermoma.recipe import Partition, PruneRecipe
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
+Threshold = Literal["global", "partition"]
 
 Masks = Mapping[str, Tensor]
 """Weight name -> bool of its shape, True where the weight stays."""
@@ -77,7 +78,7 @@ def element_scores(
 
 
 def global_masks(
-    model: nn.Module, scores: ChannelVectors, sparsity: float, per: Literal["global", "partition"] = "global"
+    model: nn.Module, scores: ChannelVectors, sparsity: float, per: Threshold = "global"
 ) -> dict[str, Tensor]:
     """Keeps the weights with the highest scores, over all of them; ties go by order.
 
@@ -105,9 +106,7 @@ def global_masks(
     return {name: masks[name] for name in scores}
 
 
-def _ranked_together(
-    model: nn.Module, scores: ChannelVectors, per: Literal["global", "partition"]
-) -> Sequence[Sequence[str]]:
+def _ranked_together(model: nn.Module, scores: ChannelVectors, per: Threshold) -> Sequence[Sequence[str]]:
     """Names of the weights that share a threshold."""
     if per == "global":
         return [list(scores)]

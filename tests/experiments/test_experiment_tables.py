@@ -97,6 +97,9 @@ def test_a_key_changes_with_what_decides_the_cell_and_with_nothing_else() -> Non
     rounds = dataclasses.replace(before["snip"].prune, method="synflow")
     at = [Cell(label="", prune=dataclasses.replace(rounds, amount=a), finetune=RECIPE.finetune) for a in (0.8, 0.9)]
     assert at[0].scoring_key(GROUND) != at[1].scoring_key(GROUND), "rounds of SynFlow end at the amount"
+    apart = {**GROUND, "threshold": "partition"}
+    assert at[0]._asked(apart) != at[0]._asked(GROUND), "and cut by the threshold"
+    assert before["snip"]._asked(apart) == before["snip"]._asked(GROUND)
 
 
 @pytest.mark.parametrize("name", shipped())

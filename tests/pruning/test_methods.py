@@ -140,6 +140,24 @@ def test_imp_removes_what_torch_prunes_globally_round_by_round() -> None:
     assert {name: mask.tolist() for name, mask in found.items()} == {n: m.tolist() for n, m in kept.items()}
 
 
+@pytest.mark.parametrize("method", ["imp", "synflow"])
+def test_rounds_cut_by_the_threshold_that_the_scores_are_for(method: str) -> None:
+    """Camera weights far below the others: by one threshold for all, every round would take them first."""
+    model = toy_model()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.startswith("cam"):
+                weight.mul_(1e-6)
+    recipe = dataclasses.replace(RECIPE, method=method, synflow_rounds=3)
+    by_part = weight_work(model, [], recipe, toy_loss, per="partition")
+    if method == "imp":
+        scores = scores_of(dataclasses.replace(by_part, retrain=one_step)).scores
+    else:
+        scores = flow_scores(copy.deepcopy(model), toy_ones(), by_part.terms, by_part.cut, 3, RECIPE.amount)
+    camera = torch.cat([vector for name, vector in scores.items() if name.startswith("cam")])
+    assert float((camera > 0).double().mean()) >= 1 - RECIPE.amount
+
+
 def test_imp_needs_training() -> None:
     with pytest.raises(PruningError, match="without training"):
         scores_of(work(toy_model(), "imp"))

@@ -15,7 +15,7 @@ from altermoma.pruning.methods.scoring import Scoring
 from altermoma.pruning.prune import plan_pruning
 from altermoma.pruning.selection import select
 from altermoma.pruning.surgery import entry_masks
-from altermoma.pruning.unstructured import ElementTerms, Masks, global_masks
+from altermoma.pruning.unstructured import ElementTerms, Masks, Threshold, global_masks
 from altermoma.recipe import PruneRecipe
 
 
@@ -53,11 +53,12 @@ def weight_work(
     recipe: PruneRecipe,
     loss_fn: LossFunction,
     reference: FrameBatch | None = None,
+    per: Threshold = "global",
 ) -> Scoring:
-    """Single weights of the recipe's scope, cut by one global threshold; `reference` is not needed."""
+    """Single weights of the recipe's scope; `reference` is not needed. `per`: see `unstructured.global_masks`."""
 
     def cut(scores: ChannelVectors, share: float) -> Masks:
-        return global_masks(model, scores, share)
+        return global_masks(model, scores, share, per)
 
     terms = ElementTerms(model, recipe.scope)
     return Scoring(model=model, terms=terms, batches=batches, loss_fn=loss_fn, recipe=recipe, cut=cut)
