@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from altermoma.cli.options import CheckpointOption, DataOption
+from altermoma.cli.options import CheckpointOption, DataOption, DeviceOption
 from altermoma.progress import say
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def experiment(  # noqa: PLR0913 - one parameter per option
     ] = Path("runs/experiments"),
     data: DataOption = None,
     checkpoint: CheckpointOption = None,
+    device: DeviceOption = None,
     seeds: Annotated[int | None, typer.Option(help="Seeds 0, 1, ..., instead of the recipe's number.")] = None,
     minutes: Annotated[
         float, typer.Option(help="Begin no cell after so many minutes, and report what is done; 0 does all.")
@@ -46,6 +47,8 @@ def experiment(  # noqa: PLR0913 - one parameter per option
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, root=str(data)))
     if checkpoint is not None:
         recipe = dataclasses.replace(recipe, checkpoint=str(checkpoint))
+    if device is not None:
+        recipe = dataclasses.replace(recipe, device=device)
     if seeds is not None:
         recipe = dataclasses.replace(recipe, seeds=seeds)
     if analysis:

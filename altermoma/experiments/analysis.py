@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from altermoma.models.batch import FrameBatch, collate
+from altermoma.models.devices import device_of
 from altermoma.models.fusion import FusionModel
 from altermoma.models.modes import eval_mode
 from altermoma.pruning.channels import ChannelVectors
@@ -184,6 +185,7 @@ def _gradients_of(
 
 def branch_map(model: FusionModel, partition: Partition, frame: FrameBatch) -> Map:
     """Mean |value| over the channels of one branch's map of a frame, [X, Y]."""
+    frame = frame.to(device_of(model))
     with eval_mode(model), torch.no_grad():
         bev = model.camera_branch(frame) if partition == "camera" else model.lidar_branch(frame)
     found: Map = bev[0].abs().mean(dim=0).float().cpu().numpy()

@@ -10,7 +10,18 @@ from typing import Literal
 
 from altermoma import toml
 from altermoma.errors import RecipeError
-from altermoma.recipe import DataRecipe, Method, PruneRecipe, Recipe, Redundancy, TrainRecipe, Unit, from_dict
+from altermoma.recipe import (
+    ComputeRecipe,
+    DataRecipe,
+    Device,
+    Method,
+    PruneRecipe,
+    Recipe,
+    Redundancy,
+    TrainRecipe,
+    Unit,
+    from_dict,
+)
 
 Granularity = Literal["weights", "channels"]
 RECIPES = "recipes"
@@ -66,6 +77,7 @@ class ExperimentRecipe:
         threshold: one threshold over all weights, or one per partition; for weights only.
         paper: key of the paper's figures to show beside (altermoma.experiments.paper); empty for none.
         val_frames: of the validation split, evenly spread; 0 takes all.
+        device: where torch computes; no part of what a cell is known by.
         model, checkpoint, data, prune, finetune: as in a recipe of `altermoma-export`.
     """
 
@@ -80,6 +92,7 @@ class ExperimentRecipe:
     model: str = "bevfusion-tiny"
     checkpoint: str = ""
     val_frames: int = 0
+    device: Device = "auto"
     data: DataRecipe = field(default_factory=DataRecipe)
     prune: PruneRecipe = field(default_factory=PruneRecipe)
     finetune: TrainRecipe = field(default_factory=TrainRecipe)
@@ -108,6 +121,7 @@ class ExperimentRecipe:
             data=self.data,
             prune=self.prune,
             finetune=self.finetune,
+            compute=ComputeRecipe(device=self.device),
         )
 
     def as_reduced(self) -> ExperimentRecipe:

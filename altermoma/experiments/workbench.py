@@ -6,7 +6,7 @@ import dataclasses
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from altermoma.experiments.recipe import ExperimentRecipe
 from altermoma.models.batch import collate
 from altermoma.models.fusion import FusionModel
 from altermoma.pruning.channels import ChannelVectors
-from altermoma.pruning.masking import Batch
+from altermoma.pruning.masking import Batch, on_device_of
 from altermoma.pruning.methods.choose import batches_of, scores_of
 from altermoma.pruning.methods.work import channel_work, weight_work
 from altermoma.pruning.prune import prune_by_scores
@@ -96,7 +96,9 @@ class Workbench:
         """Task loss on a few validation frames, in eval mode."""
         model.eval()
         with torch.no_grad():
-            found = [float(task_loss(model, inputs, truths)) for inputs, truths in self._loss_batches]
+            found = [
+                float(task_loss(model, on_device_of(model, inputs), truths)) for inputs, truths in self._loss_batches
+            ]
         return float(np.mean(found))
 
     def accuracy(self, model: FusionModel) -> dict[str, float]:
@@ -129,7 +131,8 @@ class Workbench:
                 return {name: stream.get_tensor(name) for name in stream.keys()}, seconds  # noqa: SIM118
         recipe = cell.prune
         batches: Sequence[Batch] = scoring_batches(self.place, recipe) if batches_of(recipe) else ()
-        make = weight_work if self.recipe.granularity == "weights" else channel_work
+        by_weight = partial(weight_work, per=self.recipe.threshold)
+        make = by_weight if self.recipe.granularity == "weights" else channel_work
         work = make(self.dense, batches, recipe, task_loss, reference_batch(self.place))
         rounds = dataclasses.replace(cell.finetune, steps=cell.prune.imp_steps)
         training = round_training(self.place, rounds, self._rounds(cell))

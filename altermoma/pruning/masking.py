@@ -40,14 +40,17 @@ Loss = Callable[[Batch, Masked], Tensor]
 """A loss function bound to a model."""
 
 
+def on_device_of(model: nn.Module, inputs: Any) -> Any:
+    """A FrameBatch on the model's device; any other input as it is."""
+    return inputs.to(next(model.parameters()).device) if isinstance(inputs, FrameBatch) else inputs
+
+
 def bind(model: nn.Module, loss_fn: LossFunction) -> Loss:
     """The loss as a function of batch and mask; a loss that is not finite is a PruningError."""
 
     def loss(batch: Batch, masked: Masked) -> Tensor:
         inputs, truths = batch
-        if isinstance(inputs, FrameBatch):
-            inputs = inputs.to(next(model.parameters()).device)
-        value = loss_fn(model, inputs, truths, masked)
+        value = loss_fn(model, on_device_of(model, inputs), truths, masked)
         if not bool(torch.isfinite(value)):
             raise PruningError(
                 f"the task loss is {value.item()} with mask {masked!r}",

@@ -16,7 +16,7 @@ from torch.func import functional_call
 from altermoma.errors import PruningError
 from altermoma.progress import track
 from altermoma.pruning.channels import ChannelVectors
-from altermoma.pruning.masking import Batch, LossFunction, preserved
+from altermoma.pruning.masking import Batch, LossFunction, on_device_of, preserved
 from altermoma.pruning.methods.scoring import Scoring
 
 
@@ -28,7 +28,7 @@ class _Task(nn.Module):
         self.model, self.loss_fn = model, loss_fn
 
     def forward(self, inputs: Any, truths: Any) -> Tensor:
-        return self.loss_fn(self.model, inputs, truths, "none")
+        return self.loss_fn(self.model, on_device_of(self.model, inputs), truths, "none")
 
 
 def prospr_scores(work: Scoring) -> ChannelVectors:
