@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from altermoma.models.config import LidarConfig
+from altermoma.models.ranks import Ranks
 from altermoma.ops.functional import gather_conv, rows_to_bev, submanifold_conv
 from altermoma.ops.sparse_tables import SUBMANIFOLD, TO_BEV, Triple, segment_names
 
@@ -44,8 +45,8 @@ class RowNorm(nn.BatchNorm1d):
             return super().forward(rows)
         none = sources.shape[0]
         voxels = torch.cat([(table < none).any(dim=1) for table in tables]).nonzero()[:, 0]
-        if len(voxels) < 2:
-            # There is no variance of so few.
+        if Ranks.here().number(len(voxels), rows.device) < 2:
+            # There is no variance of so few. A process that has them takes part in the norm where others have more.
             return F.batch_norm(rows, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         return torch.zeros_like(rows).index_copy(0, voxels, super().forward(rows.index_select(0, voxels)))
 

@@ -22,6 +22,7 @@ from altermoma.errors import RecipeError
 from altermoma.models.batch import FrameBatch, collate
 from altermoma.models.pillars import SlotNorm
 from altermoma.models.ranks import ALONE, Ranks
+from altermoma.models.sparse_encoder import RowNorm
 from altermoma.models.synced_norm import SyncedNorms
 from altermoma.recipe import ComputeRecipe, TrainRecipe
 from altermoma.training.depth import depth_loss
@@ -99,6 +100,31 @@ def test_the_norm_of_pillars_too(two: Crew) -> None:
         torch.testing.assert_close(torch.cat([part[key] for part in parts]), whole[key], **EXACT, msg=key)
     torch.testing.assert_close(parts[1]["mean"], whole["mean"], **EXACT)
     torch.testing.assert_close(parts[0]["var"], whole["var"], **EXACT)
+
+
+def voxel_rows(rows: Sequence[torch.Tensor], voxels: Sequence[Sequence[bool]]) -> dict[str, torch.Tensor]:
+    """The norm of the sparse encoder on this process's rows, of which some are no voxel."""
+    ranks = Ranks.here()
+    mine = (torch.cat(list(rows)) if ranks.size == 1 else rows[ranks.rank]).clone().requires_grad_()
+    real = torch.tensor([real for part in voxels for real in part] if ranks.size == 1 else voxels[ranks.rank])
+    norm = RowNorm(mine.shape[1]).double()
+    with SyncedNorms() if ranks.size > 1 else torch.enable_grad():
+        found = norm(mine, torch.zeros(1, 1), [torch.where(real, 0, 1)[:, None]])
+    found.pow(3).sum().backward()
+    return {"out": found.detach(), "grad": mine.grad, "mean": norm.running_mean, "var": norm.running_var}
+
+
+@pytest.mark.parametrize("second", [[True], [False], [False, True]])
+def test_a_process_with_hardly_a_voxel_takes_part_in_the_norm(two: Crew, second: list[bool]) -> None:
+    generator = torch.Generator().manual_seed(2)
+    rows = [torch.randn(size, 4, dtype=torch.float64, generator=generator) for size in (5, len(second))]
+    voxels = [[True, False, True, True, True], second]
+    whole, parts = voxel_rows(rows, voxels), two.results(voxel_rows, rows, voxels)
+    for key in ("out", "grad"):
+        torch.testing.assert_close(torch.cat([part[key] for part in parts]), whole[key], **EXACT, msg=key)
+    for key in ("mean", "var"):
+        for part in parts:
+            torch.testing.assert_close(part[key], whole[key], **EXACT, msg=key)
 
 
 def picked(outputs: Outputs, frames: slice) -> Outputs:
