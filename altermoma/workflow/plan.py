@@ -8,6 +8,7 @@ from typing import Any
 
 from altermoma.data.map_masks import no_masks
 from altermoma.deploy.pipeline import Backend
+from altermoma.deploy.targets import load_target
 from altermoma.errors import DataError
 from altermoma.recipe import Precision, Recipe
 from altermoma.storage import sha256_of
@@ -135,7 +136,10 @@ def prune_inputs(place: Workplace) -> dict[str, Any]:
     """What decides pruned weights, besides the frames."""
     recipe = place.recipe
     rounds = {"rounds": training_inputs(recipe)} if recipe.prune.method == "imp" else {}
-    return {**model_inputs(place), "prune": recipe.to_dict()["prune"], **sparsity_inputs(recipe), **rounds}
+    # Stages are measured on the graphs of the target's TensorRT.
+    measured = {"tensorrt": load_target(recipe.engine.target).tensorrt} if recipe.prune.budget == "latency" else {}
+    pruning = recipe.to_dict()["prune"]
+    return {**model_inputs(place), "prune": pruning, **sparsity_inputs(recipe), **rounds, **measured}
 
 
 class _Steps:
