@@ -73,6 +73,7 @@ def train(  # noqa: PLR0913 - all but the first three are named where they are g
     objective: Objective | None = None,
     masks: Mapping[str, Tensor] | None = None,
     compute: ComputeRecipe | None = None,
+    data: Mapping[str, object] | None = None,
 ) -> TrainResult:
     """Trains `model` in place for `recipe.steps` steps, or the rest of them if `folder` holds an interrupted run.
 
@@ -89,6 +90,7 @@ def train(  # noqa: PLR0913 - all but the first three are named where they are g
         masks: by parameter name, bool of its shape, False where the weight is and stays exactly zero: before the first
             step, after each one, in the averaged weights.
         compute: precision, parts of a batch and readers; its device is the model's, whatever it says.
+        data: JSON-serialisable, what decides the frames besides their tokens; a run goes on only with the same.
 
     Raises:
         AltermomaError: the loss or its gradient is not finite, or processes do not agree.
@@ -103,7 +105,11 @@ def train(  # noqa: PLR0913 - all but the first three are named where they are g
     weight_masks = WeightMasks.of(model, masks)
     weight_masks.on_weights(model)
     asked = Asked(
-        recipe=recipe, compute=compute, objective=objective or detection_objective(recipe), masks=weight_masks
+        recipe=recipe,
+        compute=compute,
+        objective=objective or detection_objective(recipe),
+        masks=weight_masks,
+        data=data or {},
     )
     run = Run(model, dataset, asked, folder)
     resumed_from = run.done

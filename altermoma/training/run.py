@@ -37,12 +37,13 @@ SHARED_FOLDER = "give every process the same command; they need one folder that 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What a run is to do: it decides the weights, but for rounding."""
+    """What a run is to do: it decides the weights, but for rounding. `data` says what frames are besides tokens."""
 
     recipe: TrainRecipe
     compute: ComputeRecipe
     objective: Objective
     masks: WeightMasks
+    data: Mapping[str, object]
 
     def fingerprint(self, model: nn.Module, dataset: TrainingSet) -> str:
         """Content key; how often states are saved, and where it is computed, do not change the result."""
@@ -52,6 +53,8 @@ class Asked:
             "frames": list(dataset.tokens),
             "weights": weights_digest(model.state_dict()),
         }
+        if self.data:
+            identity["data"] = dict(self.data)
         if self.masks.gone:
             identity["masks"] = weights_digest(self.masks.gone)
         if isinstance(self.objective, DetectionObjective) and self.objective.teacher is not None:

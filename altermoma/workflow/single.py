@@ -104,7 +104,14 @@ def train_model(recipe: Recipe, folder: Path, *, from_scratch: bool = False, tea
             frames = place.train
         objective = detection_objective(recipe.finetune, shown)
         result = train(
-            model, frames, recipe.finetune, folder=folder, objective=objective, masks=masks, compute=recipe.compute
+            model,
+            frames,
+            recipe.finetune,
+            folder=folder,
+            objective=objective,
+            masks=masks,
+            compute=recipe.compute,
+            data=data_inputs(place),
         )
         if ranks.first:
             metadata = describe(result.model, recipe.model) | {"recipe": recipe.to_dict()} | sparsity

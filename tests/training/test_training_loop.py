@@ -162,6 +162,16 @@ def test_another_run_s_state_is_refused(tmp_path: Path) -> None:
     assert run(tmp_path, dataclasses.replace(RECIPE, checkpoint_every=1)).resumed_from == 12
 
 
+def test_the_same_tokens_of_other_data_are_another_run(tmp_path: Path) -> None:
+    run(tmp_path / "bare")
+    assert run(tmp_path / "bare", data={}).resumed_from == 12
+    run(tmp_path / "told", data={"sweeps": 3})
+    assert run(tmp_path / "told", data={"sweeps": 3}).resumed_from == 12
+    for data in ({"sweeps": 5}, None):
+        with pytest.raises(CheckpointError, match="another run"):
+            run(tmp_path / "told", data=data)
+
+
 @pytest.mark.parametrize("content", [b"", b"not a state", b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "])
 def test_a_corrupt_state_is_an_error_that_says_what_to_do(tmp_path: Path, content: bytes) -> None:
     (tmp_path / STATE_FILE).write_bytes(content)

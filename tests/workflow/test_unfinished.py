@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from altermoma.recipe import ComputeRecipe, Recipe
+from altermoma.recipe import ComputeRecipe, DataRecipe, EngineRecipe, PruneRecipe, Recipe
 from altermoma.workflow.place import Workplace
 from altermoma.workflow.plan import prune_inputs, training_inputs
 from altermoma.workflow.runs import lock
-from altermoma.workflow.single import ABANDONED_DAYS, UNFINISHED, unfinished
+from altermoma.workflow.single import ABANDONED_DAYS, UNFINISHED, train_model, unfinished
 
 DAY = 86400
 
@@ -67,3 +67,32 @@ def test_keys_of_trained_weights_tell_what_decides_them() -> None:
     assert prune_inputs(Workplace(recipe)) == prune_inputs(Workplace(other))
     rounds = [dataclasses.replace(r, prune=dataclasses.replace(r.prune, method="imp")) for r in (recipe, other)]
     assert prune_inputs(Workplace(rounds[0])) != prune_inputs(Workplace(rounds[1]))
+
+
+def test_measured_milliseconds_are_those_of_the_target_s_graphs() -> None:
+    targets = [EngineRecipe(target=name) for name in ("orin-jp51", "thor-jp72")]
+    for budget, same in (("latency", False), ("flops", True)):
+        prune = PruneRecipe(budget=budget)  # type: ignore[arg-type]
+        keys = [prune_inputs(Workplace(Recipe(prune=prune, engine=engine))) for engine in targets]
+        assert (keys[0] == keys[1]) == same
+
+
+def test_training_is_told_what_its_frames_are(
+    tiny_nuscenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a run that was killed does not go on with the same frames of other sweeps."""
+    told: list[object] = []
+
+    class ToldError(Exception):
+        pass
+
+    def train(*_: object, data: object, **__: object) -> None:
+        told.append(data)
+        raise ToldError
+
+    monkeypatch.setattr("altermoma.training.loop.train", train)
+    for sweeps in (3, 5, 3):
+        recipe = Recipe(data=DataRecipe(root=str(tiny_nuscenes), sweeps=sweeps), compute=ComputeRecipe(device="cpu"))
+        with pytest.raises(ToldError):
+            train_model(recipe, tmp_path)
+    assert told[0] == told[2] != told[1]
