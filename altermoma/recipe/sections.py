@@ -62,6 +62,8 @@ class PruneRecipe:
             (altermoma/workflow/scoring.py). More frames take more time, but no more memory.
         reactivation_batches: gradient steps of the reactivation.
         reri_batches: for the redundancy, the first of the reactivation's.
+        alpha, beta: weights of contribution and redundancy. The paper's are 1 and 1; with a quarter the shipped model
+            loses much less (docs/benchmarks/experiments.md).
         redundancy: how it lowers the contribution: the paper's difference, or a factor (altermoma.pruning.altereva).
         unit: of the scores across partitions: shares of each partition, as in the paper, or loss.
         batch_size: frames of each.
@@ -81,7 +83,7 @@ class PruneRecipe:
     lidar_channel_step: int = 0
     min_channels: int = 8
     alpha: float = 1.0
-    beta: float = 1.0
+    beta: float = 0.25
     score_batches: int = 0
     reactivation_batches: int = 0
     reri_batches: int = 0

@@ -71,7 +71,7 @@ def test_variants_are_rows_of_altermoma_alone() -> None:
     assert [(c.label, c.prune.beta, c.prune.reactivation_batches) for c in cells(recipe, prune)] == [
         ("no redundancy", 0.0, 16),
         ("more steps", 1.0, 32),
-        ("snip", 1.0, 16),
+        ("snip", RECIPE.prune.beta, 16),
     ]
 
 

@@ -22,7 +22,14 @@ from altermoma.pruning.surgery import shrink
 from altermoma.recipe import Partition, PruneRecipe
 
 RECIPE = PruneRecipe(
-    amount=0.5, channel_step=8, min_channels=8, score_batches=2, reactivation_batches=2, reri_batches=1, batch_size=1
+    beta=1.0,
+    amount=0.5,
+    channel_step=8,
+    min_channels=8,
+    score_batches=2,
+    reactivation_batches=2,
+    reri_batches=1,
+    batch_size=1,
 )
 
 
