@@ -31,7 +31,8 @@ class DeviceKernels:
 
     def __init__(self, cuda: Cuda) -> None:
         self.cuda = cuda
-        nvrtc, gpu = find_nvrtc(cuda.gpu.driver), cuda.gpu
+        gpu = cuda.gpu
+        nvrtc = find_nvrtc(gpu.driver, gpu.compute_capability)
         images = {name: compile_kernels(name, gpu.compute_capability, nvrtc) for name in NAMES}
         try:
             self._modules = {name: cuda.load_kernels(image) for name, image in images.items()}

@@ -35,22 +35,31 @@ OPTIONS = ("--fmad=false", "--std=c++17", "--restrict")
 
 
 @functools.cache
-def find_nvrtc(driver: str = "") -> Any | None:
+def find_nvrtc(driver: str = "", capability: str = "") -> Any | None:
     """The library, None where it is not to be found. Never raises.
 
     Args:
         driver: CUDA version of the driver, as "12.6": it loads nothing that a newer major version compiled.
+        capability: of the GPU, as "8.7": a library that knows it goes before those that do not.
     """
     newest = int(driver.partition(".")[0]) if driver else sys.maxsize
     held = [str(path) for package in PACKAGES for path in sorted(_folder(package).glob("lib/libnvrtc.so.*[0-9]"))]
+    first = None
     for name in (*LIBRARIES, *held):
         try:
             library = ctypes.CDLL(name)
         except OSError:
             continue
-        if int(nvrtc_version(library).partition(".")[0]) <= newest:
+        if int(nvrtc_version(library).partition(".")[0]) > newest:
+            continue
+        if not capability or _architecture(capability) in supported_architectures(library):
             return library
-    return None
+        first = first or library
+    return first
+
+
+def _architecture(capability: str) -> int:
+    return int(capability.replace(".", ""))
 
 
 def _folder(package: str) -> Path:
@@ -96,14 +105,14 @@ def compile_kernels(name: str, capability: str, nvrtc: Any | None = None) -> byt
         UnsupportedError: no NVRTC, or one that does not know this GPU.
         EngineError: the source does not compile; says what NVRTC says.
     """
-    nvrtc = nvrtc or find_nvrtc()
+    nvrtc = nvrtc or find_nvrtc("", capability)
     if nvrtc is None:
         raise UnsupportedError(
             "NVRTC, which compiles the device kernels, is not to be found",
             expected=f"{LIBRARIES[0]} or {LIBRARIES[1]}",
             remedy="pip install 'altermoma[kernels]', or prepare frames on the host (preparation='host')",
         )
-    architecture = int(capability.replace(".", ""))
+    architecture = _architecture(capability)
     known = supported_architectures(nvrtc)
     if architecture not in known:
         raise UnsupportedError(

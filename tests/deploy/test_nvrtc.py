@@ -75,6 +75,21 @@ def test_an_nvrtc_newer_than_the_driver_is_not_taken() -> None:
     assert found is None or nvrtc_version(found) < nvrtc_version(LIBRARY)
 
 
+def test_a_library_that_knows_the_gpu_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA 13 dropped Volta, and 12 does not know what came later: both may be installed."""
+    known = {"13.0": (75, 110), "12.9": (70, 75)}
+    monkeypatch.setattr(nvrtc, "LIBRARIES", tuple(known))
+    monkeypatch.setattr(nvrtc, "PACKAGES", ())
+    monkeypatch.setattr("ctypes.CDLL", str)
+    monkeypatch.setattr(nvrtc, "nvrtc_version", str)
+    monkeypatch.setattr(nvrtc, "supported_architectures", known.__getitem__)
+    find = find_nvrtc.__wrapped__
+    assert find("13.0", "7.0") == "12.9"
+    assert find("13.0", "11.0") == find("13.0", "7.5") == find() == "13.0"
+    assert find("13.0", "3.5") == "13.0"
+    assert find("12.8", "11.0") == "12.9"
+
+
 def test_kernels_that_the_driver_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = FakeCuda()
 
