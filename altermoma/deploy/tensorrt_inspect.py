@@ -19,10 +19,13 @@ _TYPES = {
     "float16": "fp16",
     "bf16": "bf16",
     "int8": "int8",
+    "fp8": "fp8",
+    "float8": "fp8",
     "int32": "int32",
     "int64": "int64",
     "bool": "bool",
 }
+_NARROW = frozenset({"fp16", "bf16", "int8", "fp8"})
 _WORD = re.compile(r"[a-z]+[0-9]*", re.IGNORECASE)
 _SPARSE = re.compile(r"\(Sparsity\).*?(?P<kind>eligible|picked).*?:\s*(?P<layers>.*)$", re.IGNORECASE)
 
@@ -88,20 +91,21 @@ def require_precision(stage: str, precision: str, layers: EngineLayers) -> None:
     """An engine that does not compute in what was asked for is an error, never a silent fallback.
 
     fp32: no layer touches a narrower float. fp16 and int8: some layer does; islands of wider layers are the graph's
-    own choice, which `tensorrt_islands` holds the engine to. Layers without a told type (LAYER_NAMES_ONLY) cannot be
-    verified.
+    own choice, which `tensorrt_islands` holds the engine to. int8 names the precision of a calibrated graph: its
+    quantisers say whether the numbers are int8 or fp8, and TensorRT from 10 on, which fp8 needs, obeys them. Layers
+    without a told type (LAYER_NAMES_ONLY) cannot be verified.
 
     Raises:
         EngineError: names the stage and what was found.
     """
     found = set(layers.counts)
-    if not found & {"fp32", "fp16", "bf16", "int8"}:
+    if not found & {"fp32", *_NARROW}:
         raise EngineError(
             f"stage {stage}: the engine does not tell the precision of its layers",
             expected="an engine built with detailed profiling verbosity",
         )
-    narrow = sorted(found & {"fp16", "bf16", "int8"})
-    wrong = bool(narrow) if precision == "fp32" else precision not in found
+    good = {"int8", "fp8"} if precision == "int8" else {precision}
+    wrong = bool(found & _NARROW) if precision == "fp32" else not found & good
     if wrong:
         told = ", ".join(f"{name} in {count} layers" for name, count in sorted(layers.counts.items()))
         raise EngineError(

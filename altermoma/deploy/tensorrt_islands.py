@@ -16,7 +16,7 @@ from altermoma.deploy.tensorrt_inspect import EngineLayer, EngineLayers
 from altermoma.deploy.tensorrt_precision import Islands
 from altermoma.errors import EngineError
 
-_NARROW = frozenset({"fp16", "bf16", "int8"})
+_NARROW = frozenset({"fp16", "bf16", "int8", "fp8"})
 _PRODUCT = re.compile(r"conv|gemm|matmul|matrix|einsum|fully", re.IGNORECASE)
 _OPAQUE = re.compile(r"myelin|foreignnode|kgen|fusion|fmha", re.IGNORECASE)
 

@@ -130,6 +130,7 @@ LAYER_OF = {
     "fp32": "Row major linear FP32",
     "fp16": "Channel major FP16 format where channel % 8 == 0",
     "int8": "Four wide channel vectorized row major Int8 format",
+    "fp8": "Row major linear FP8 format",
 }
 
 
@@ -153,7 +154,7 @@ def inspector_report(version: tuple[int, int], *precisions: str) -> str:
             return {
                 "Name": "t",
                 "Format": "Linear",
-                "DataType": {"fp32": "Float", "fp16": "Half"}.get(precision, "Int8"),
+                "DataType": {"fp32": "Float", "fp16": "Half", "fp8": "FP8"}.get(precision, "Int8"),
             }
         return {"Name": "t", "Dimensions": [1], "Format/Datatype": LAYER_OF[precision]}
 

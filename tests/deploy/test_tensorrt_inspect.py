@@ -20,6 +20,8 @@ from altermoma.errors import EngineError
         ("fp16", ("fp32",), False),
         ("int8", ("fp16", "fp32"), False),
         ("int8", ("int8", "fp16"), True),
+        ("int8", ("fp8", "fp16"), True),
+        ("fp32", ("fp32", "fp8"), False),
         ("fp16", (), False),
     ],
 )
