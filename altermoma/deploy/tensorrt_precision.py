@@ -120,7 +120,8 @@ def held_precision(layers: Sequence[TracedLayer], asked: str) -> str:
 def pin_precisions(trt: Any, layers: Sequence[TracedLayer], stage: StageRecord) -> int:
     """Gives every float layer of a weakly typed network (8.x) the precision and the output types that its graph states.
 
-    Layers next to Q/DQ pairs stay free: a precision of their own would keep them from being quantised.
+    Layers next to Q/DQ pairs, and sums and activations between a product and the next pair, stay free: a precision of
+    their own would keep them from being quantised or fused into what is.
 
     Returns:
         How many layers were given one.
@@ -142,13 +143,39 @@ def pin_precisions(trt: Any, layers: Sequence[TracedLayer], stage: StageRecord) 
     required(trt.ILayer, "set_output_type", trt, remedy)
     paired = {name for item in layers if item.dequantises for name, _ in item.writes}
     paired |= {name for item in layers if item.quantises for name, _ in item.reads}
-    pinned = [item for item in layers if item.computes is not None and not _touches(item, paired)]
+    free = _fused(trt, layers, paired, {spec.name for spec in stage.outputs})
+    pinned = [item for i, item in enumerate(layers) if item.computes is not None and i not in free]
     for item in pinned:
         item.layer.precision = member(trt.DataType, str(item.computes))
         for i, (_, kind) in enumerate(item.writes):
             if kind is not None:
                 item.layer.set_output_type(i, member(trt.DataType, kind))
     return len(pinned)
+
+
+def _fused(trt: Any, layers: Sequence[TracedLayer], paired: set[str], public: set[str]) -> set[int]:
+    """Places of layers next to a pair, and of those that lie wholly between such layers and the next pair.
+
+    The rule by which an int8 graph keeps the type float32 there.
+    """
+    kinds = {trt.LayerType.CONCATENATION, trt.LayerType.ELEMENTWISE, trt.LayerType.ACTIVATION}
+    ends = {i for i, item in enumerate(layers) if _touches(item, paired)}
+    inside, known = set(ends), set(paired)
+    constants: set[str] = set()
+    for i, item in enumerate(layers):
+        reads, writes = {name for name, _ in item.reads}, {name for name, _ in item.writes}
+        if reads <= constants:
+            constants |= writes
+        elif item.layer.type in kinds and reads <= known | constants:
+            inside.add(i)
+        if i in inside:
+            known |= writes
+    for i in sorted(inside - ends, reverse=True):
+        writes = {name for name, _ in layers[i].writes}
+        readers = {j for j, item in enumerate(layers) if writes & {name for name, _ in item.reads}}
+        if not readers or not readers <= inside or writes & public:
+            inside.discard(i)
+    return inside
 
 
 def _touches(item: TracedLayer, names: set[str]) -> bool:

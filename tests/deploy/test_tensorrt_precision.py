@@ -307,6 +307,47 @@ def test_quantised_layers_stay_free_and_the_rest_is_bound(trt: TensorRtDouble) -
         built(trt, quantised_graph(), QUANTISED_STAGE, "int8", *QUANTISED_KEPT, rounded)
 
 
+SEGMENTS = """
+<ir_version: 8, opset_import: ["" : 17]>
+segments (float[1,4,8,8] image, float[6,4] rows) => (float16[1,4,8,8] features, float[6,4] moved)
+{
+    q = QuantizeLinear(image, s, z)
+    d = DequantizeLinear(q, s, z)
+    w = DequantizeLinear(w_int8, s, z)
+    one = Conv(d, w)
+    two = Conv(d, w)
+    both = Concat<axis = 3>(one, two)
+    sum = Add(both, bias)
+    r = Relu(sum)
+    q2 = QuantizeLinear(r, s, z)
+    d2 = DequantizeLinear(q2, s, z)
+    three = Conv(d2, wide)
+    twice = Add(three, three)
+    f16 = Cast<to = 10>(twice)
+    features = Relu(f16)
+    moved = Mul(rows, scale)
+}
+"""
+
+
+def test_what_lies_between_a_product_and_the_next_pair_stays_free(trt: TensorRtDouble) -> None:
+    """Not what only follows a product: `twice` is rounded to half precision, never to int8."""
+    weights = {
+        "s": np.asarray(0.1, np.float32),
+        "z": np.asarray(0, np.int8),
+        "w_int8": np.ones((4, 4, 1, 1), np.int8),
+        "wide": np.ones((4, 4, 1, 9), np.float32),
+        "bias": np.ones((1, 4, 1, 1), np.float32),
+        "scale": np.ones((1, 4), np.float32),
+    }
+    model = onnx.parser.parse_model(SEGMENTS)
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in weights.items())
+    onnx.checker.check_model(model, full_check=True)
+    found = pins(built(trt, model.SerializeToString(), QUANTISED_STAGE, "int8", *QUANTISED_KEPT))
+    weak = version_of(trt) < (10, 0)
+    assert found == ({"twice": "FLOAT", "features": "HALF", "moved": "FLOAT"} if weak else {})
+
+
 def test_a_stage_of_an_int8_bundle_that_holds_nothing_to_quantise(trt: TensorRtDouble) -> None:
     built(trt, toy_graph(), TOY, "int8", *KEPT)
     with pytest.raises(EngineError, match="asked for in int8 but computes in"):
