@@ -124,6 +124,8 @@ class DeviceFeed:
         """The pooling tables of a calibration; of a new one, their sizes have to be waited for."""
         if self._calibration is None or not same_calibration(self._calibration, calibration):
             started = time.perf_counter()
+            # What the device holds is of the new one from here on, also where that is refused below.
+            self._calibration = None
             self._pool.queue_measure(calibration, stream)
             self._cuda.record(self._pooled, stream)
             self._cuda.wait_here(self._pooled)

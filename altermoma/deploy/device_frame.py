@@ -157,9 +157,14 @@ class DeviceFrame:
 
     def _begin(self, frame: RawFrame) -> None:
         """The cloud goes up on the LiDAR stream; device kernels of the camera stream need it too."""
-        if self.feed.begin(frame, self._streams["lidar"]):
-            self._pool = None
-            self._buckets.clear()
+        remade = True
+        try:
+            remade = self.feed.begin(frame, self._streams["lidar"])
+        finally:
+            # Also where it failed: its buffers may be others by then, and what was captured reads the old ones.
+            if remade:
+                self._pool = None
+                self._buckets.clear()
         if self.feed.preparation == "device":
             self._cuda.record(self._events["cloud"], self._streams["lidar"])
             self._cuda.wait(self._streams["camera"], self._events["cloud"])
@@ -167,6 +172,8 @@ class DeviceFrame:
     def _pooling(self, calibration: Calibration, stream: int) -> _Pool:
         inputs = self.feed.pooling(calibration, stream)
         if self._pool is None or self._pool.arena.shapes != dict(inputs.shapes):
+            # First the old one: on TensorRT 8.5 its context is the only one that may live.
+            self._pool = None
             specs = {name: (shape, self._dtype(name)) for name, shape in inputs.shapes.items()}
             arena = Arena(self._cuda, specs, mirrored=self.feed.preparation == "host")
             bound = [self._bind("camera", {}), self._bind("view", arena.addresses(), arena.shapes)]
@@ -184,14 +191,15 @@ class DeviceFrame:
         key = (source.preparation, *shapes.items())
         bucket = self._buckets.pop(key, None)
         if bucket is None:
+            room = 0 if self._engines["lidar"].sole else MOST - 1
+            for old in [*self._buckets][: max(len(self._buckets) - room, 0)]:
+                del self._buckets[old]
             specs = {name: (shape, self._dtype(name)) for name, shape in shapes.items()}
             arena = Arena(self._cuda, specs, mirrored=source.preparation == "host")
             bound = self._bind("lidar", arena.addresses(), arena.shapes)
             line = self._line("lidar", [bound], None, lambda stream: source.queue_lidar(arena, stream))
             bucket = _Bucket(arena=arena, line=line)
         self._buckets[key] = bucket
-        for old in [*self._buckets][:-MOST]:
-            del self._buckets[old]
         return bucket
 
     def _line(

@@ -12,7 +12,7 @@ import numpy as np
 
 from altermoma.deploy.cuda_driver import Cuda, DeviceBuffer
 from altermoma.deploy.manifest import BUILD_COMMAND, StageRecord
-from altermoma.deploy.tensorrt_api import complaints, member, numpy_name
+from altermoma.deploy.tensorrt_api import complaints, member, numpy_name, shares_profiles
 from altermoma.deploy.tensorrt_load import LoadedEngine
 from altermoma.errors import EngineError
 
@@ -24,6 +24,7 @@ class StageEngine:
 
     Attributes:
         dtypes: of its tensors, by name.
+        sole: whether only one context may live at a time, as on TensorRT 8.5 where shapes change.
 
     Raises:
         EngineError: its tensors are not those of the contract.
@@ -33,6 +34,8 @@ class StageEngine:
         self.record, self.cuda = record, cuda
         # What was loaded holds the runtime and the logger, which must outlive the engine.
         self._trt, self._loaded, self._engine = trt, loaded, loaded.engine
+        self._dynamic = any(record.dynamic(spec) for spec in record.inputs)
+        self.sole = self._dynamic and not shares_profiles(trt)
         held = {self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)}
         wanted = {spec.name for spec in (*record.inputs, *record.outputs)}
         if held != wanted:
@@ -72,6 +75,11 @@ class StageEngine:
     def _checked(self, context: Any) -> Any:
         if context is None:
             raise EngineError(f"stage {self.record.name} gets no execution context: {self.complaints()}")
+        # Before 10 only an engine's first context comes with the profile.
+        if self._dynamic and context.active_optimization_profile != 0:
+            if not context.set_optimization_profile_async(0, self.cuda.stream):
+                raise EngineError(f"stage {self.record.name} gets no optimisation profile: {self.complaints()}")
+            self.cuda.synchronise(self.cuda.stream)
         return context
 
 

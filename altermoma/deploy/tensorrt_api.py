@@ -57,6 +57,16 @@ def strongly_typed(trt: Any) -> bool:
     return version_of(trt) >= (10, 0)
 
 
+def profile_sharing(trt: Any) -> Any:
+    """The preview feature of 8.6 that lets contexts share an optimisation profile; None where there is none to ask."""
+    return member(member(trt, "PreviewFeature"), "PROFILE_SHARING_0806") if version_of(trt) < (10, 0) else None
+
+
+def shares_profiles(trt: Any) -> bool:
+    """Whether several contexts of one engine may live on its one optimisation profile: never on 8.5."""
+    return version_of(trt) >= (10, 0) or profile_sharing(trt) is not None
+
+
 def member(owner: Any, name: str) -> Any:
     """An enum member or attribute by name, None where this version lacks it."""
     return getattr(owner, name, None)

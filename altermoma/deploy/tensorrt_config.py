@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from altermoma.deploy.manifest import Manifest
-from altermoma.deploy.tensorrt_api import member, required, strongly_typed, version_of
+from altermoma.deploy.tensorrt_api import member, profile_sharing, required, strongly_typed, version_of
 from altermoma.recipe import BuilderRecipe, Recipe, from_dict
 
 _LEVELS = {"ampere_plus": "AMPERE_PLUS", "same_compute_capability": "SAME_COMPUTE_CAPABILITY"}
@@ -99,6 +99,10 @@ def configure(trt: Any, config: Any, options: BuildOptions) -> None:
     if not strongly_typed(trt):
         _permit_precision(trt, config, options)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    sharing = profile_sharing(trt)
+    if sharing is not None:
+        # Every shape that a frame's CUDA graphs were captured for has a context, all on one profile.
+        config.set_preview_feature(sharing, True)
     _limit_memory(trt, config, options.builder)
     _set_compatibility(trt, config, options.builder)
     _set_refit(trt, config, options.builder)

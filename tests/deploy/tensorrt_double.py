@@ -10,6 +10,7 @@ import enum
 import functools
 import json
 import re
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -174,8 +175,11 @@ class ContextState:
     captured once, only after a run with its present shapes, and never altered afterwards.
     """
 
-    def __init__(self, session: onnxruntime.InferenceSession, *, own_memory: bool) -> None:
-        self.session, self.own_memory = session, own_memory
+    def __init__(self, session: Any, *, own_memory: bool, living: weakref.WeakSet[Any]) -> None:
+        self.session, self.own_memory, self.living = session, own_memory, living
+        living.add(self)
+        self.dynamic = any(isinstance(size, str) for value in session.get_inputs() for size in value.shape)
+        self.profile = -1 if self.dynamic and len(living) > 1 else 0
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
         self.scratch = 0
@@ -185,6 +189,13 @@ class ContextState:
         assert not self.captured, "a context that was captured was altered"
         self.flushed = False
         of[name] = value
+        return True
+
+    def choose_profile(self, index: int, *, shared: bool) -> bool:
+        """Unless it is shared, a profile of an engine with changing shapes belongs to one living context."""
+        if self.dynamic and not shared and any(state.profile == index for state in self.living if state is not self):
+            return False
+        self.profile = index
         return True
 
     def place(self, value: Any, shape: Any) -> tuple[int, int]:
@@ -197,6 +208,7 @@ class ContextState:
             self.captured = True
         self.flushed = True
         assert self.own_memory or self.scratch, "a context without memory was run"
+        assert self.profile >= 0, "a context without an optimisation profile was run"
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
         feeds = {value.name: (value, self.shapes[value.name]) for value in inputs}
         into = {value.name: self.addresses[value.name] for value in outputs}
@@ -230,11 +242,18 @@ def attach_runtime(trt: TensorRtDouble, cuda: FakeCuda) -> None:
 
     def deserialise(_: Any, plan: bytes) -> Any:
         session = onnxruntime.InferenceSession(bytes(plan), providers=["CPUExecutionProvider"])
-        return hold(trt.make("ICudaEngine"), session=session)
+        return hold(trt.make("ICudaEngine"), session=session, living=weakref.WeakSet())
 
     def context(engine: Any, strategy: Any = None, *, own_memory: bool = True) -> Any:
         own = own_memory and (strategy is None or strategy.name != "USER_MANAGED")
-        return hold(trt.make("IExecutionContext"), state=ContextState(engine.session, own_memory=own))
+        state = ContextState(engine.session, own_memory=own, living=engine.living)
+        state.profile = max(state.profile, 0) if _version(trt) >= (10, 0) else state.profile
+        return hold(trt.make("IExecutionContext"), state=state)
+
+    def sharing() -> bool:
+        """From 10 on always; on 8.6 where the engine was built for it."""
+        previews = [feature.name for feature, on in trt.called("IBuilderConfig", "set_preview_feature") if on]
+        return _version(trt) >= (10, 0) or "PROFILE_SHARING_0806" in previews
 
     def give_memory(this: Any, address: int, size: int) -> None:
         assert size >= SCRATCH
@@ -256,6 +275,10 @@ def attach_runtime(trt: TensorRtDouble, cuda: FakeCuda) -> None:
         ("ICudaEngine", "create_execution_context_without_device_memory"): lambda e: context(e, own_memory=False),
         ("ICudaEngine", "device_memory_size"): lambda _: SCRATCH,
         ("ICudaEngine", "device_memory_size_v2"): lambda _: SCRATCH,
+        ("IExecutionContext", "active_optimization_profile"): lambda this: this.state.profile,
+        ("IExecutionContext", "set_optimization_profile_async"): lambda this, index, _: this.state.choose_profile(
+            index, shared=sharing()
+        ),
         ("IExecutionContext", "set_device_memory"): give_memory,
         ("IExecutionContext", "set_input_shape"): lambda this, n, v: this.state.alter(this.state.shapes, n, v),
         ("IExecutionContext", "set_tensor_address"): lambda this, n, v: this.state.alter(this.state.addresses, n, v),

@@ -83,6 +83,8 @@ def test_builder_uses_only_what_each_version_has(trt: TensorRtDouble, bundle: Bu
     assert pools == {"WORKSPACE": 512 << 20} | ({"TACTIC_DRAM": 256 << 20} if late else {})
     assert ("VERSION_COMPATIBLE" in flags) == late
     assert "REFIT" in flags
+    previews = [(feature.name, on) for feature, on in trt.called("IBuilderConfig", "set_preview_feature")]
+    assert previews == ([("PROFILE_SHARING_0806", True)] if version_of(trt) == (8, 6) else [])
     parser_flags = [flag.name for (flag,) in trt.called("OnnxParser", "set_flag")]
     assert parser_flags == (["NATIVE_INSTANCENORM"] if late else [])
     assert trt.called("IBuilderConfig", "create_timing_cache") == [(b"old",)]
