@@ -81,7 +81,10 @@ class Cell:
         return record
 
     def _trained(self) -> dict[str, Any]:
-        return {f"finetune.{key}": getattr(self.finetune, key) for key in _TRAINING}
+        record = {f"finetune.{key}": getattr(self.finetune, key) for key in _TRAINING}
+        if self.finetune.masked != "none":  # only then, so that cells from before it counted stay
+            record["finetune.masked"] = self.finetune.masked
+        return record
 
 
 def cells_of(recipe: ExperimentRecipe, filled: PruneRecipe) -> Iterator[Cell]:

@@ -26,7 +26,7 @@ from altermoma.pruning.methods.choose import batches_of, scores_of
 from altermoma.pruning.methods.work import channel_work, weight_work
 from altermoma.pruning.prune import prune_by_scores
 from altermoma.pruning.unstructured import Masks, global_masks, masked_model, sparsity_report
-from altermoma.recipe import PruneRecipe
+from altermoma.recipe import DataRecipe, PruneRecipe
 from altermoma.storage import sha256_of, write_bytes
 from altermoma.training.loop import train
 from altermoma.training.losses import task_loss
@@ -64,11 +64,13 @@ class Workbench:
     @cached_property
     def ground(self) -> dict[str, Any]:
         """What every cell stands on besides its own options."""
-        data = dataclasses.asdict(self.recipe.data)
+        data, usual = dataclasses.asdict(self.recipe.data), dataclasses.asdict(DataRecipe())
+        # Only where they are not the default, so that cells from before they counted stay.
+        changed = {key: data[key] for key in ("repeat_key", "map_masks") if data[key] != usual[key]}
         return {
             "checkpoint": sha256_of(self.place.checkpoint),
             "tables": data_key(self.place.root, self.recipe.data.version),
-            "data": {key: data[key] for key in ("version", "train_split", "val_split", "sweeps")},
+            "data": {key: data[key] for key in ("version", "train_split", "val_split", "sweeps")} | changed,
             "granularity": self.recipe.granularity,
             "threshold": self.recipe.threshold,
             "val_frames": self.recipe.val_frames,
