@@ -95,7 +95,7 @@ class ExperimentRecipe:
     device: Device = "auto"
     data: DataRecipe = field(default_factory=DataRecipe)
     prune: PruneRecipe = field(default_factory=PruneRecipe)
-    finetune: TrainRecipe = field(default_factory=TrainRecipe)
+    finetune: TrainRecipe = field(default_factory=lambda: TrainRecipe(distill_weight=0.0))
     reduced: Reduced = field(default_factory=Reduced)
 
     def __post_init__(self) -> None:
@@ -110,6 +110,12 @@ class ExperimentRecipe:
             raise RecipeError(
                 f"an experiment of {len(self.amounts)} amounts, {len(self.methods)} methods and {self.seeds} seeds",
                 expected="one or more of each",
+            )
+        if self.finetune.distill_weight > 0.0:
+            raise RecipeError(
+                f"finetune.distill_weight = {self.finetune.distill_weight:g} in an experiment",
+                expected="0: all methods are fine-tuned by labels alone",
+                remedy="set distill_weight = 0.0 under [finetune]",
             )
         self.base()
 

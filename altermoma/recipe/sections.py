@@ -114,7 +114,8 @@ class TrainRecipe:
         ema_decay: of the averaged weights, which are what training returns; 0 returns the last weights.
         depth_weight: of the auxiliary loss that teaches the camera branch its depth from LiDAR returns (as BEVDepth);
             without it a tiny camera branch does not find objects in thousands of steps.
-        distill_weight: of the loss that holds a pruned model against the dense one (altermoma-export only).
+        distill_weight: of the loss that holds a pruned model against the dense one, in altermoma-export and in
+            `altermoma train --teacher`. The rounds of IMP train by labels alone, and experiments refuse it.
         match_radius: metres; a true box is matched to no query farther away. 0 sets no limit, as TransFusion.
         checkpoint_every: steps between two saved states; a kill loses at most so many.
     """

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from altermoma.deploy.bundle import MANIFEST_FILE, Bundle, check_replaceable, copy_bundle
 from altermoma.deploy.pipeline import Backend
-from altermoma.errors import StorageError
+from altermoma.errors import RecipeError, StorageError
 from altermoma.progress import busy, say
 from altermoma.recipe import DataRecipe, Recipe, from_dict
 from altermoma.storage import cache_folder, check_writable, content_key, sha256_of, write_bytes
@@ -94,6 +94,12 @@ def train_model(recipe: Recipe, folder: Path, *, from_scratch: bool = False, tea
     from altermoma.models.ranks import process_group
     from altermoma.training.loop import detection_objective, train
 
+    if teacher is not None and recipe.finetune.distill_weight == 0.0:
+        raise RecipeError(
+            "--teacher with finetune.distill_weight = 0",
+            expected="a weight above 0, by which the model is held against the teacher",
+            remedy="raise distill_weight under [finetune], or leave --teacher out",
+        )
     check_writable(folder / MODEL_FILE)
     place = Workplace(recipe)
     with process_group(place.device) as ranks:

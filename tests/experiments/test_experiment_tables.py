@@ -14,6 +14,7 @@ import pytest
 from scipy import stats
 
 from altermoma.errors import RecipeError
+from altermoma.experiments import workbench
 from altermoma.experiments.cells import Cell, cells_of
 from altermoma.experiments.page import table_page
 from altermoma.experiments.paper import paper_figures
@@ -22,7 +23,8 @@ from altermoma.experiments.recipe import ExperimentRecipe, Variant, load_experim
 from altermoma.experiments.run import Outcome
 from altermoma.experiments.statistics import paired_difference, spread
 from altermoma.experiments.table import tabulate, to_json, to_markdown
-from altermoma.recipe import PruneRecipe
+from altermoma.recipe import DataRecipe, PruneRecipe, Recipe, TrainRecipe
+from altermoma.workflow.single import train_model
 
 GROUND = {"checkpoint": "abc", "granularity": "weights"}
 RECIPE = ExperimentRecipe(title="T", amounts=(0.9, 0.8), methods=("altermoma", "snip"), seeds=3, paper="table1")
@@ -102,6 +104,19 @@ def test_a_key_changes_with_what_decides_the_cell_and_with_nothing_else() -> Non
     assert before["snip"]._asked(apart) == before["snip"]._asked(GROUND)
 
 
+def test_keys_change_with_what_the_model_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (cell, *_) = cells(RECIPE)
+    masked = dataclasses.replace(cell, finetune=dataclasses.replace(cell.finetune, masked="camera"))
+    assert masked.key(GROUND) != cell.key(GROUND)
+    monkeypatch.setattr(workbench, "data_key", lambda *_: "tables")
+    asked = DataRecipe(), DataRecipe(repeat_key=True), DataRecipe(map_masks="m")
+    every = [dataclasses.replace(RECIPE, data=dataclasses.replace(data, root=str(tmp_path))) for data in asked]
+    plain, repeated, maps = (workbench.Workbench(recipe, tmp_path).ground["data"] for recipe in every)
+    assert set(plain) == {"version", "train_split", "val_split", "sweeps"}, "cells from before are known by the same"
+    assert repeated == {**plain, "repeat_key": True}
+    assert maps == {**plain, "map_masks": "m"}
+
+
 @pytest.mark.parametrize("name", shipped())
 def test_shipped_recipes_load(name: str) -> None:
     recipe = load_experiment(name)
@@ -127,6 +142,7 @@ def test_paper_figures_are_the_papers() -> None:
         ("seeds = 0", "0 seeds"),
         ("methods = ['magic']", "methods"),
         ("amonuts = [0.5]", "unknown recipe key amonuts"),
+        ("[finetune]\ndistill_weight = 0.5", "distill_weight = 0.5 in an experiment"),
         ("[prune]\nprospr_lr = -1.0", "prune.prospr_lr = -1.0"),
     ],
 )
@@ -135,6 +151,12 @@ def test_what_cannot_be_meant_is_an_error(text: str, found: str, tmp_path: Path)
     file.write_text(f'title = "T"\n{text}\n')
     with pytest.raises(RecipeError, match=found):
         load_experiment(str(file))
+
+
+def test_a_teacher_without_weight_is_an_error(tmp_path: Path) -> None:
+    recipe = Recipe(finetune=TrainRecipe(distill_weight=0.0))
+    with pytest.raises(RecipeError, match=r"--teacher with finetune\.distill_weight = 0"):
+        train_model(recipe, tmp_path, teacher=tmp_path / "dense.safetensors")
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
