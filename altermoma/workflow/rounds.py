@@ -22,7 +22,10 @@ ROUNDS_APART = 1000
 
 
 def round_training(place: Workplace, recipe: TrainRecipe, folder: Path) -> Retrain:
-    """Trains as the recipe says, by labels alone: without the dense model as a teacher. Each round in a folder of its own, so that a kill costs little."""
+    """Trains as the recipe says, by labels alone: without the dense model as a teacher.
+
+    Each round in a folder of its own, so that a kill costs little.
+    """
 
     def retrain(model: nn.Module, masks: Masks, turn: int) -> nn.Module:
         from altermoma.models.fusion import FusionModel
