@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +29,11 @@ _TYPES = {
 _NARROW = frozenset({"fp16", "bf16", "int8", "fp8"})
 _WORD = re.compile(r"[a-z]+[0-9]*", re.IGNORECASE)
 _SPARSE = re.compile(r"\(Sparsity\).*?(?P<kind>eligible|picked).*?:\s*(?P<layers>.*)$", re.IGNORECASE)
+_SPARSE_COUNT = re.compile(
+    r"\(Sparsity\)\s*(?P<verb>Found|Chose)\s+(?P<count>\d+)\b[^:]*(?::(?P<layers>.*))?$", re.IGNORECASE
+)
+"""TensorRT 10 and later count, once per pass, and name layers only sometimes."""
+UNNAMED = "not named"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +77,7 @@ def read_layers(report: str, messages: list[str]) -> EngineLayers:
         raise EngineError(
             f"the engine inspector's report cannot be read: {error!r}", expected="JSON with Layers"
         ) from error
-    sparse = {"eligible": [], "picked": []}  # type: dict[str, list[str]]
-    for text in messages:
-        found = _SPARSE.search(text)
-        if found:
-            sparse[found["kind"].lower()] += [name for name in re.split(r",\s*", found["layers"].strip()) if name]
+    sparse = _sparse_layers(messages)
     if not sparse["picked"]:
         # The log may be silent (a plan from a cache); kernels of sparse matrices say so in their names.
         sparse["picked"] = [layer.name for layer in layers if "sparse" in layer.tactic.lower()]
@@ -85,6 +87,23 @@ def read_layers(report: str, messages: list[str]) -> EngineLayers:
         sparse_picked=tuple(sparse["picked"]),
         counts=dict(Counter(p for layer in layers for p in set(layer.precisions))),
     )
+
+
+def _sparse_layers(messages: Iterable[str]) -> dict[str, list[str]]:
+    """Layers that a build called eligible for 2:4 kernels, and those that it picked; UNNAMED where only counted."""
+    found: dict[str, list[str]] = {"eligible": [], "picked": []}
+    for text in messages:
+        counted, named = _SPARSE_COUNT.search(text), _SPARSE.search(text)
+        if counted:
+            kind = "eligible" if counted["verb"].lower() == "found" else "picked"
+            found[kind] = _names(counted["layers"] or "") or [UNNAMED] * int(counted["count"])
+        elif named:
+            found[named["kind"].lower()] += _names(named["layers"])
+    return found
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in re.split(r",\s*", text.strip()) if name]
 
 
 def require_precision(stage: str, precision: str, layers: EngineLayers) -> None:

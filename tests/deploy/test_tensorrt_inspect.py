@@ -7,7 +7,7 @@ import json
 import pytest
 from tensorrt_double import inspector_report
 
-from altermoma.deploy.tensorrt_inspect import read_layers, require_precision
+from altermoma.deploy.tensorrt_inspect import UNNAMED, read_layers, require_precision
 from altermoma.errors import EngineError
 
 
@@ -52,6 +52,22 @@ def test_sparse_layers_are_read_from_the_log() -> None:
     layers = read_layers(inspector_report((10, 3), "fp16"), log)
     assert layers.sparse_eligible == ("conv1", "conv2")
     assert layers.sparse_picked == ("conv2",)
+
+
+def test_sparse_layers_are_counted_where_newer_builders_only_count() -> None:
+    log = [
+        "[V] (Sparsity) Found 40 layer(s) eligible to use sparse tactics",
+        "[V] (Sparsity) Chose 40 layer(s) using sparse tactics",
+        "[V] (Sparsity) Found 3 layer(s) eligible to use sparse tactics: conv1, conv2, conv3",
+        "[V] (Sparsity) Chose 2 layer(s) using sparse tactics",
+    ]
+    layers = read_layers(inspector_report((10, 3), "fp16"), log)
+    assert layers.sparse_eligible == ("conv1", "conv2", "conv3")
+    assert layers.sparse_picked == (UNNAMED, UNNAMED)
+    none = read_layers(
+        inspector_report((10, 3), "fp16"), [*log[:3], "[V] (Sparsity) Chose 0 layer(s) using sparse tactics"]
+    )
+    assert none.sparse_picked == ()
 
 
 @pytest.mark.parametrize("version", [(8, 6), (10, 3), (11, 4)])
