@@ -11,7 +11,9 @@ from altermoma.errors import PruningError
 from altermoma.pruning.unstructured import element_scores, global_masks, masked_model, sparsity_report
 from altermoma.recipe import PruneRecipe
 
-RECIPE = PruneRecipe(score_batches=3, reactivation_batches=2, reri_batches=1, reactivation_lr=0.05, batch_size=2)
+RECIPE = PruneRecipe(
+    beta=1.0, score_batches=3, reactivation_batches=2, reri_batches=1, reactivation_lr=0.05, batch_size=2
+)
 MASKED = {"camera": ["lidar"], "lidar": ["camera"], "fusion": ["lidar", "camera"]}
 
 
