@@ -47,12 +47,18 @@ ENGINES_FOLDER = "engines"
 
 @dataclass(frozen=True, kw_only=True)
 class StageGraph:
-    """One exported stage: serialised ONNX and its contract. `axes` bounds the dynamic axes that the specs name."""
+    """One exported stage: serialised ONNX and its contract.
+
+    Attributes:
+        axes: range of each dynamic axis that the specs name.
+        numbers: as in `StageRecord`.
+    """
 
     onnx: bytes
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     axes: dict[str, AxisRange] = field(default_factory=dict)
+    numbers: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,6 +252,7 @@ def _record(precision: str, name: str, graph: StageGraph) -> StageRecord:
         inputs=graph.inputs,
         outputs=graph.outputs,
         axes=graph.axes,
+        numbers=graph.numbers,
     )
     used = {d for spec in (*graph.inputs, *graph.outputs) for d in spec.shape if isinstance(d, str)}
     unbounded = sorted(used - set(graph.axes))

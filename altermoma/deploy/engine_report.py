@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from altermoma.deploy.manifest import EngineRecord
+from altermoma.deploy.manifest import EngineRecord, StageRecord
 from altermoma.errors import EngineError
 
 HEADER = ("stage", "asked", "found (layers)", "2:4 eligible", "2:4 picked", "runs on", "MB")
 
 
-def engine_rows(records: Sequence[EngineRecord]) -> list[dict[str, Any]]:
-    """One JSON-able row per engine, for `summary.json`, the report and the terminal."""
+Stages = Mapping[str, Mapping[str, StageRecord]]
+"""Graphs of a bundle: precision -> stage name -> record."""
+
+
+def engine_rows(records: Sequence[EngineRecord], stages: Stages) -> list[dict[str, Any]]:
+    """One JSON-able row per engine, for `summary.json`, the report and the terminal; `stages` are the bundle's."""
     return [
         {
             "stage": record.stage,
             "precision": record.precision,
+            "numbers": stages[record.precision][record.stage].numbers,
             "sparsity": record.sparsity,
             "layers": record.layers,
             "found": dict(sorted(record.precisions.items())),
@@ -36,7 +41,7 @@ def engine_rows(records: Sequence[EngineRecord]) -> list[dict[str, Any]]:
 def engine_cells(row: dict[str, Any]) -> tuple[str, ...]:
     """A row as text, below `HEADER`."""
     found = ", ".join(f"{name} {count}" for name, count in row["found"].items())
-    asked = row["precision"] + (" 2:4" if row["sparsity"] == "2:4" else "")
+    asked = (row.get("numbers") or row["precision"]) + (" 2:4" if row["sparsity"] == "2:4" else "")
     device = "GPU" if row["dla_core"] < 0 else f"DLA {row['dla_core']}"
     lacks = f", {row['dla_lacks']} layers on the GPU" if row["dla_lacks"] else ""
     sparse = (str(row["sparse_eligible"]), str(row["sparse_picked"])) if row["sparsity"] == "2:4" else ("", "")
@@ -51,9 +56,9 @@ def engine_cells(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def engine_table(records: Sequence[EngineRecord]) -> str:
-    """Markdown."""
-    lines = [HEADER, tuple("---" for _ in HEADER), *(engine_cells(row) for row in engine_rows(records))]
+def engine_table(records: Sequence[EngineRecord], stages: Stages) -> str:
+    """Markdown; arguments as for `engine_rows`."""
+    lines = [HEADER, tuple("---" for _ in HEADER), *(engine_cells(row) for row in engine_rows(records, stages))]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 

@@ -50,13 +50,19 @@ class TensorSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class StageRecord:
-    """One stage graph of one precision: its file in the bundle and its contract."""
+    """One stage graph of one precision: its file in the bundle and its contract.
+
+    Attributes:
+        numbers: what its quantisers round to, "int8" or "fp8"; empty where it has none, or comes from a writer that did
+            not tell.
+    """
 
     name: str
     file: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     axes: dict[str, AxisRange] = field(default_factory=dict)
+    numbers: str = ""
 
     def sizes(self, spec: TensorSpec, which: Literal["min", "opt", "max"]) -> tuple[int, ...]:
         """Shape of one tensor with every dynamic axis at its smallest, tuned or largest size.
@@ -250,6 +256,7 @@ def _stage(record: dict[str, Any]) -> StageRecord:
         inputs=tuple(_tensor(r) for r in record["inputs"]),
         outputs=tuple(_tensor(r) for r in record["outputs"]),
         axes={name: AxisRange(**r) for name, r in record["axes"].items()},
+        numbers=record.get("numbers", ""),
     )
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from altermoma.deploy.manifest import Manifest, StageRecord
 from altermoma.deploy.reference import Reference
-from altermoma.deploy.vendor_commands import FEED_FILE, MAJORS, StageCommands
+from altermoma.deploy.tensorrt_api import OLDEST
+from altermoma.deploy.tensorrt_config import built_for
+from altermoma.deploy.vendor_commands import FEED_FILE, MAJORS, SHARING, StageCommands
 
 
 def bundle_readme(manifest: Manifest, reference: Reference) -> str:
@@ -32,7 +34,8 @@ def bundle_readme(manifest: Manifest, reference: Reference) -> str:
         "which writes the reference frame into `engines/by-hand/` as these tools read it. polygraphy holds every",
         "output against the bundle's own, within the tolerance of the manifest, on ONNX Runtime and, with `--trt`, on",
         "TensorRT; where it says FAILED, do not drive with it (of the head, see the end). trtexec builds, and runs the",
-        "frame for its time alone.",
+        "frame for its time alone. Its plans are for programs of your own: `Pipeline` runs those of `altermoma build`,",
+        "which were checked against this bundle, and no others.",
     ]
     for precision, stages in manifest.stages.items():
         lines += ["", f"## {precision}"]
@@ -48,8 +51,8 @@ def bundle_readme(manifest: Manifest, reference: Reference) -> str:
 
 def majors_of(manifest: Manifest) -> tuple[int, ...]:
     """Major versions of TensorRT that these graphs were checked for: the target's and later ones."""
-    first = str(manifest.target.get("tensorrt", "")).split(".")[0]
-    return tuple(major for major in MAJORS if not first.isdigit() or major >= int(first))
+    oldest = built_for(manifest) or OLDEST
+    return tuple(major for major in MAJORS if major >= oldest[0])
 
 
 def commands_of(manifest: Manifest, reference: Reference, precision: str, record: StageRecord) -> StageCommands:
@@ -60,6 +63,7 @@ def commands_of(manifest: Manifest, reference: Reference, precision: str, record
         sparsity=str(manifest.recipe.get("engine", {}).get("sparsity", "dense")),
         tensors={**reference.host, **reference.tensors},
         tolerance=manifest.tolerances[precision],
+        oldest=built_for(manifest) or OLDEST,
     )
 
 
@@ -72,9 +76,26 @@ def _notes(manifest: Manifest) -> list[str]:
         "In the head, proposals whose scores nearly tie may change places from one runtime to another; polygraphy then"
         " says FAILED for that stage, `altermoma build` compares them in the order of their places.",
     ]
-    if str(manifest.target.get("tensorrt", "")).startswith("8.5"):
+    oldest = built_for(manifest) or OLDEST
+    if oldest[0] == 8:
+        notes += ["", *_contexts(oldest)]
+    if oldest == (8, 5):
         notes += ["", "On 8.5 the engine is built without being run by `--buildOnly` in place of `--loadInputs`."]
     return notes
+
+
+def _contexts(oldest: tuple[int, int]) -> list[str]:
+    """What a program of one's own may do with an 8.x engine whose shapes change."""
+    if oldest >= (8, 6):
+        return [
+            f"`{SHARING}` lets several execution contexts of an 8.6 engine live on its one profile, one for each CUDA"
+            " graph, as `altermoma build` has it; from 10 on that is always so."
+        ]
+    return [
+        "On 8.5 only one execution context of an engine whose shapes change can live at a time. On 8.6 several can"
+        f" where such a stage is built with `{SHARING}` added to its trtexec command, which 8.5 does not know;"
+        " `altermoma build` sets it by itself."
+    ]
 
 
 def _tensors(record: StageRecord) -> list[str]:

@@ -112,7 +112,8 @@ def build_engine(
         payload = _plan(trt, builder, network, config, stage, messages)
     log.report = _inspect(trt, logger, payload, options, stage, messages)
     layers = read_layers(log.report, messages)
-    require_precision(stage.name, held_precision(traced, options.precision), layers)
+    held = options.precision if stage.numbers else held_precision(traced, options.precision)
+    require_precision(stage.name, held, layers, stage.numbers)
     if options.precision != "fp32":
         unseen = require_islands(stage, find_islands(traced, stage), layers)
         if unseen:

@@ -58,22 +58,25 @@ def options_of(manifest: Manifest, precision: str, asked: BuilderRecipe | None =
     return BuildOptions(precision=precision, sparsity=sparsity, builder=chosen)  # type: ignore[arg-type]
 
 
+def built_for(manifest: Manifest) -> tuple[int, int] | None:
+    """TensorRT version (major, minor) that the graphs were checked for; None where the bundle does not tell."""
+    parts = str(manifest.target.get("tensorrt", "")).split(".")[:2]
+    return (int(parts[0]), int(parts[1])) if len(parts) == 2 and all(part.isdigit() for part in parts) else None
+
+
 def too_old(trt: Any, manifest: Manifest) -> str:
     """Why this TensorRT must not build these graphs; empty if it may.
 
     A bundle is built by the version that its graphs were checked for, or a later one: earlier parsers take graphs of
     later ones and answer wrongly without a word (docs/targets.md).
     """
-    target = str(manifest.target.get("tensorrt", ""))
-    parts = target.split(".")[:2]
-    if len(parts) < 2 or not all(part.isdigit() for part in parts):
-        return ""
-    if version_of(trt) >= (int(parts[0]), int(parts[1])):
+    wanted = built_for(manifest)
+    if wanted is None or version_of(trt) >= wanted:
         return ""
     name = manifest.target.get("name", "its target")
     return (
-        f"the graphs were checked for TensorRT {target} ({name}), this is TensorRT {trt.__version__}, which may read"
-        " them wrongly without a word"
+        f"the graphs were checked for TensorRT {manifest.target['tensorrt']} ({name}), this is TensorRT"
+        f" {trt.__version__}, which may read them wrongly without a word"
     )
 
 

@@ -106,13 +106,13 @@ def _names(text: str) -> list[str]:
     return [name for name in re.split(r",\s*", text.strip()) if name]
 
 
-def require_precision(stage: str, precision: str, layers: EngineLayers) -> None:
+def require_precision(stage: str, precision: str, layers: EngineLayers, numbers: str = "") -> None:
     """An engine that does not compute in what was asked for is an error, never a silent fallback.
 
     fp32: no layer touches a narrower float. fp16 and int8: some layer does; islands of wider layers are the graph's
-    own choice, which `tensorrt_islands` holds the engine to. int8 names the precision of a calibrated graph: its
-    quantisers say whether the numbers are int8 or fp8, and TensorRT from 10 on, which fp8 needs, obeys them. Layers
-    without a told type (LAYER_NAMES_ONLY) cannot be verified.
+    own choice, which `tensorrt_islands` holds the engine to. int8 is the precision of any calibrated graph, and
+    `numbers` what its quantisers round to, int8 or fp8; a bundle that does not tell may be either. Layers without a
+    told type (LAYER_NAMES_ONLY) cannot be verified.
 
     Raises:
         EngineError: names the stage and what was found.
@@ -123,13 +123,15 @@ def require_precision(stage: str, precision: str, layers: EngineLayers) -> None:
             f"stage {stage}: the engine does not tell the precision of its layers",
             expected="an engine built with detailed profiling verbosity",
         )
-    good = {"int8", "fp8"} if precision == "int8" else {precision}
+    good = {precision}
+    if precision == "int8":
+        good = {numbers} if numbers else {"int8", "fp8"}
     wrong = bool(found & _NARROW) if precision == "fp32" else not found & good
     if wrong:
         told = ", ".join(f"{name} in {count} layers" for name, count in sorted(layers.counts.items()))
         raise EngineError(
-            f"stage {stage} was asked for in {precision} but computes in {told}",
-            expected=f"{precision} layers" if precision != "fp32" else "only fp32 layers",
+            f"stage {stage} was asked for in {numbers or precision} but computes in {told}",
+            expected=f"{' or '.join(sorted(good))} layers" if precision != "fp32" else "only fp32 layers",
             remedy="export the graph in this precision, or choose a GPU that supports it",
         )
 

@@ -12,10 +12,13 @@ import numpy as np
 
 from altermoma.deploy.manifest import StageRecord, TensorSpec
 from altermoma.deploy.stage_io import Arrays
+from altermoma.deploy.tensorrt_api import OLDEST
 from altermoma.deploy.vendor_feed import PLACE
 
 FEED_FILE = "reference/feed.py"
 MAJORS = (8, 10, 11)
+SHARING = "--preview=+profileSharing0806"
+"""Several contexts on one profile: a choice on 8.6 alone. 8.5 lacks it and refuses the option, from 10 on it is so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +31,7 @@ class StageCommands:
         tensors: of the reference frame, for the sizes of dynamic axes and the magnitudes of outputs; those it lacks
             are taken at their tuned size.
         tolerance: largest difference over the largest magnitude.
+        oldest: TensorRT version (major, minor) that the graphs were checked for.
     """
 
     record: StageRecord
@@ -35,9 +39,13 @@ class StageCommands:
     sparsity: str
     tensors: Arrays
     tolerance: float
+    oldest: tuple[int, int] = OLDEST
 
     def trtexec(self, major: int) -> str:
-        """Builds an engine and runs it once with the reference inputs."""
+        """Builds an engine and runs it once with the reference inputs.
+
+        Where the graphs are for 8.6, the engine lets several contexts share its profile, as `altermoma build` has it.
+        """
         record = self.record
         parts = ["trtexec", f"--onnx={record.file}", f"--saveEngine={PLACE}/{record.name}.{self.precision}.plan"]
         for which in ("min", "opt", "max") if self._dynamic() else ():
@@ -45,6 +53,8 @@ class StageCommands:
         parts += _trtexec_precision(self.precision, major)
         if self.sparsity == "2:4":
             parts.append("--sparsity=enable")
+        if major == 8 and self.oldest >= (8, 6) and self._dynamic():
+            parts.append(SHARING)
         if self._dynamic():
             parts.append(f"--shapes={self._shapes('frame')}")
         files = ",".join(f"{spec.name}:{PLACE}/{spec.name}.{np.dtype(spec.dtype)}.bin" for spec in record.inputs)

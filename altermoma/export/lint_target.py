@@ -11,17 +11,7 @@ from google.protobuf.message import DecodeError
 from altermoma.errors import ExportError
 from altermoma.export.lint import Finding, lint
 from altermoma.export.lint_tables import DLA_OPERATORS
-
-_PRECISIONS = {
-    onnx.TensorProto.FLOAT16: "fp16",
-    onnx.TensorProto.BFLOAT16: "bf16",
-    onnx.TensorProto.INT8: "int8",
-    onnx.TensorProto.UINT8: "int8",
-    onnx.TensorProto.FLOAT8E4M3FN: "fp8",
-    onnx.TensorProto.FLOAT8E5M2: "fp8",
-    onnx.TensorProto.INT4: "int4",
-}
-_QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
+from altermoma.export.numbers import PRECISIONS, QUANTISERS
 
 
 def read_graph(path: Path) -> onnx.ModelProto:
@@ -70,9 +60,9 @@ def _precisions(model: onnx.ModelProto, trt_version: str, precisions: Sequence[s
     weights = {item.name: item.data_type for item in model.graph.initializer}
     wanted: dict[str, str] = {}
     for node in model.graph.node:
-        told = (node.input[0], *node.input[2:3]) if node.op_type in _QUANTISERS else node.input
+        told = (node.input[0], *node.input[2:3]) if node.op_type in QUANTISERS else node.input
         for name in told:
-            precision = _PRECISIONS.get(weights.get(name, onnx.TensorProto.UNDEFINED), "")
+            precision = PRECISIONS.get(weights.get(name, onnx.TensorProto.UNDEFINED), "")
             if precision:
                 wanted.setdefault(precision, node.name or node.op_type)
     for precision, node_name in wanted.items():

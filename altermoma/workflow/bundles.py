@@ -157,7 +157,9 @@ def build_bundle(
     built = [record for record in bundle.manifest.engines.built if record.precision in precisions]
     require_sparse(built)
     check_bundle(bundle, "tensorrt").require()
-    return "\n".join([engine_table(built), "", *(_against_onnxruntime(bundle, each) for each in precisions)])
+    return "\n".join(
+        [engine_table(built, bundle.manifest.stages), "", *(_against_onnxruntime(bundle, each) for each in precisions)]
+    )
 
 
 def _against_onnxruntime(bundle: Bundle, precision: str) -> str:

@@ -43,5 +43,5 @@ def build_engines(recipe: EngineRecipe, exported: Path, bundle: Path) -> dict[st
         "state": state.state,
         "reason": state.reason,
         "precisions": sorted({record.precision for record in state.built}),
-        "engines": engine_rows(state.built),
+        "engines": engine_rows(state.built, built.manifest.stages),
     }

@@ -13,6 +13,7 @@ from altermoma.deploy.targets import load_target
 from altermoma.deploy.tensorrt_config import settled
 from altermoma.export.contract import load_contract
 from altermoma.export.export_model import Arrays, ExportResult, export_model
+from altermoma.export.numbers import quantised_numbers
 from altermoma.export.parity import Parity
 from altermoma.export.sparsity import SparsityReport, require_two_four, sparsity_report
 from altermoma.frames import CLASS_NAMES, Frame
@@ -75,7 +76,7 @@ def export_bundle(
         class_names=CLASS_NAMES,
         graphs={precision: _graphs(result) for precision, result in results.items()},
         reference=_reference(frame, results[precisions[0]], geometry),
-        onnxruntime={} if int8 is None else {"int8": _graphs_of(int8.onnxruntime, int8.records)},
+        onnxruntime={} if int8 is None else {"int8": stage_graphs(int8.onnxruntime, int8.records)},
         notes=notes,
         tolerances=_tolerances(recipe.export),
         widths=widths,
@@ -149,19 +150,25 @@ def _reference(frame: Frame, result: ExportResult, geometry: Geometry) -> Refere
 
 
 def _graphs(result: ExportResult) -> dict[str, StageGraph]:
-    return _graphs_of(result.stages, result.records)
+    return stage_graphs(result.stages, result.records)
 
 
-def _graphs_of(stages: dict[str, onnx.ModelProto], records: dict[str, dict[str, Any]]) -> dict[str, StageGraph]:
-    return {name: _graph(graph.SerializeToString(), records[name]) for name, graph in stages.items()}
+def stage_graphs(stages: dict[str, onnx.ModelProto], records: dict[str, dict[str, Any]]) -> dict[str, StageGraph]:
+    return {name: _graph(graph, records[name]) for name, graph in stages.items()}
 
 
-def _graph(onnx: bytes, record: dict[str, Any]) -> StageGraph:
+def _graph(graph: onnx.ModelProto, record: dict[str, Any]) -> StageGraph:
     def specs(key: str) -> tuple[TensorSpec, ...]:
         return tuple(TensorSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in record[key])
 
     axes = {name: AxisRange(**bounds) for name, bounds in record["axes"].items()}
-    return StageGraph(onnx=onnx, inputs=specs("inputs"), outputs=specs("outputs"), axes=axes)
+    return StageGraph(
+        onnx=graph.SerializeToString(),
+        inputs=specs("inputs"),
+        outputs=specs("outputs"),
+        axes=axes,
+        numbers=quantised_numbers(graph),
+    )
 
 
 def _record(result: ExportResult) -> dict[str, Any]:

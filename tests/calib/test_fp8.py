@@ -11,6 +11,7 @@ from test_placement import DIALECTS, feeds, quantised, run
 from altermoma.calib.fp8 import E4M3_MAX, emulate_fp8, rounded_fp8, to_fp8
 from altermoma.errors import ExportError
 from altermoma.export.lint import lint
+from altermoma.export.numbers import quantised_numbers
 
 
 def e4m3_numbers() -> np.ndarray:  # type: ignore[type-arg]
@@ -44,6 +45,7 @@ def test_pairs_become_fp8_and_lose_little(kind: str) -> None:
     onnx.checker.check_model(found, full_check=True)
     kinds = {item.data_type for item in found.graph.initializer if item.name.endswith(("_zero", ".stored"))}
     assert kinds == {onnx.TensorProto.FLOAT8E4M3FN}
+    assert [quantised_numbers(graph) for graph in (model, signed, found)] == ["", "int8", "fp8"]
     assert not any(item.data_type == onnx.TensorProto.INT8 for item in found.graph.initializer)
     assert [item.op_type for item in found.graph.node].count("DequantizeLinear") == [
         item.op_type for item in signed.graph.node
@@ -62,6 +64,15 @@ def test_the_lint_takes_fp8_from_ten_on() -> None:
     for version in ("10.3", "10.13.3", "11.0"):
         assert lint(found, version) == []
     assert {finding.rule for finding in lint(found, "8.6")} >= {"opset-too-new"}
+
+
+def test_two_number_formats_in_one_graph_are_an_error() -> None:
+    _, signed = quantised("residual", DIALECTS["8.6"])
+    found = to_fp8(signed)
+    zero = next(node.input[2] for node in found.graph.node if node.op_type == "QuantizeLinear")
+    next(item for item in found.graph.initializer if item.name == zero).data_type = onnx.TensorProto.INT8
+    with pytest.raises(ExportError, match="quantises to fp8 and int8"):
+        quantised_numbers(found)
 
 
 def test_weights_that_are_int8_already_are_an_error() -> None:

@@ -25,6 +25,7 @@ from altermoma.errors import DataError, ExportError
 from altermoma.export.contract import load_contract
 from altermoma.export.export_model import ExportResult
 from altermoma.export.lint import lint
+from altermoma.workflow.graphs import stage_graphs
 
 PRESET = "bevfusion-tiny"
 TOKENS = ("1", "2", "3", "4")
@@ -180,6 +181,12 @@ def test_a_whole_model_in_fp8_is_linted_and_held_against_torch(tmp_path: Path) -
     assert min(found.signal_db["tensorrt"]["fusion"].values()) > 15
     unsigned = {item.data_type for item in found.onnxruntime["fusion"].graph.initializer}
     assert {onnx.TensorProto.UINT8, onnx.TensorProto.INT8} <= unsigned
+    told = [
+        {name: record.numbers for name, record in stage_graphs(graphs, found.records).items()}
+        for graphs in (found.tensorrt.stages, found.onnxruntime)
+    ]
+    quantised = {"fusion", "lidar"}
+    assert told == [{name: number if name in quantised else "" for name in plans()} for number in ("fp8", "int8")]
 
 
 def test_graphs_that_leave_too_little_of_the_signal_are_an_error(tmp_path: Path) -> None:

@@ -87,13 +87,14 @@ def sparse_log(trt: TensorRtDouble, eligible: str, picked: str) -> None:
 def test_sparsity_asked_and_found(one: TensorRtDouble, copied: Path, eligible: str, picked: str, said: str) -> None:
     sparse_log(one, eligible, picked)
     options = BuildOptions(precision="fp32", sparsity="2:4")
-    built = engines_here(Bundle.open(copied), options, build="require").manifest.engines.built
+    manifest = engines_here(Bundle.open(copied), options, build="require").manifest
+    built, stages = manifest.engines.built, manifest.stages
     if said:
         with pytest.raises(EngineError, match=said):
             require_sparse(built)
     else:
         require_sparse(built)
-        assert "| head | fp32 2:4 | fp32 1 of 1 | 2 | 1 | GPU |" in engine_table(built)
+        assert "| head | fp32 2:4 | fp32 1 of 1 | 2 | 1 | GPU |" in engine_table(built, stages)
     dense = tuple(dataclasses.replace(record, sparsity="dense") for record in built)
     require_sparse(dense)
 

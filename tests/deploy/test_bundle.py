@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import pytest
 from tiny_bundle import AXES, GEOMETRY, content, frame, reference, stage_graph, toy_bundle
 
 from altermoma.deploy.bundle import Bundle, StageGraph, library_versions, write_bundle
-from altermoma.deploy.manifest import AxisRange, EngineRecord, EngineState, to_text
+from altermoma.deploy.manifest import AxisRange, EngineRecord, EngineState, from_text, to_text
 from altermoma.deploy.onnxruntime_backend import OnnxRuntimeStage
 from altermoma.errors import BundleError, StorageError
 from altermoma.ops.sparse_tables import SEGMENTS
@@ -36,6 +37,24 @@ def test_round_trip_keeps_everything(bundle: Bundle) -> None:
     assert lidar.inputs[0].shape == ("N0", 5)
     assert set(lidar.axes) == {"N0", "N3", *(f"N{level}_{segment}" for level in range(3) for segment in SEGMENTS)}
     assert lidar.sizes(lidar.inputs[0], "max") == (AXES["N0"].max, 5)
+
+
+def test_numbers_of_quantised_stages_are_kept_and_may_be_missing(bundle: Bundle) -> None:
+    """Manifests that were written before the key are whole, and tell nothing of it."""
+    stages = {
+        precision: {name: dataclasses.replace(record, numbers="fp8") for name, record in records.items()}
+        for precision, records in bundle.manifest.stages.items()
+    }
+    text = to_text(dataclasses.replace(bundle.manifest, stages=stages))
+    assert from_text(text, "here").stages["fp16"]["head"].numbers == "fp8"
+    record = json.loads(text)
+    del record["seal"]
+    for each in (stage for stages in record["stages"].values() for stage in stages.values()):
+        del each["numbers"]
+    compact = json.dumps(record, sort_keys=True, separators=(",", ":"))
+    record["seal"] = hashlib.sha256(compact.encode()).hexdigest()
+    old = json.dumps(record, indent=1, sort_keys=True) + "\n"
+    assert from_text(old, "here") == bundle.manifest
 
 
 def test_reference_round_trip(bundle: Bundle) -> None:

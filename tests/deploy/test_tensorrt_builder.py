@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
 import re
 import shutil
@@ -91,6 +92,19 @@ def test_builder_uses_only_what_each_version_has(trt: TensorRtDouble, bundle: Bu
     shapes = {call[0]: call[1:] for call in trt.called("IOptimizationProfile", "set_shape")}
     assert shapes["voxels"] == ((1, 5), (200, 5), (4000, 5))
     assert "bev_table" not in shapes
+
+
+def test_the_numbers_of_the_contract_are_asked_of_the_engine(trt: TensorRtDouble, bundle: Bundle) -> None:
+    """Also where the network does not show its quantisers: the contract says that there are some."""
+    stage = dataclasses.replace(bundle.stages("fp32")["head"], numbers="fp8")
+    options = BuildOptions(precision="int8")
+    for found, good in (("fp8", True), ("int8", False), ("fp16", False)):
+        built_in(trt, "fp32", found)
+        if good:
+            assert build_engine(trt, bundle.graph(stage), stage, options).layers.counts[found] == 1
+            continue
+        with pytest.raises(EngineError, match=r"head was asked for in fp8 but computes in"):
+            build_engine(trt, bundle.graph(stage), stage, options)
 
 
 def test_network_flags_by_name(trt: TensorRtDouble) -> None:

@@ -37,6 +37,30 @@ def test_engine_of_another_precision_is_an_error(
         require_precision("camera", asked, layers)
 
 
+@pytest.mark.parametrize(
+    ("numbers", "found", "good"),
+    [
+        ("int8", ("int8", "fp16"), True),
+        ("int8", ("fp8", "fp16"), False),
+        ("fp8", ("fp8", "fp16"), True),
+        ("fp8", ("int8", "fp16"), False),
+        ("fp8", ("int8", "fp8"), True),
+        ("fp8", ("fp16",), False),
+    ],
+)
+@pytest.mark.parametrize("version", [(10, 3), (11, 4)])
+def test_a_stage_is_held_to_the_numbers_that_its_quantisers_round_to(
+    numbers: str, found: tuple[str, ...], good: bool, version: tuple[int, int]
+) -> None:
+    layers = read_layers(inspector_report(version, *found), [])
+    if good:
+        require_precision("camera", "int8", layers, numbers)
+        return
+    with pytest.raises(EngineError, match=f"camera was asked for in {numbers} but computes in") as caught:
+        require_precision("camera", "int8", layers, numbers)
+    assert caught.value.expected == f"{numbers} layers"
+
+
 def test_inspector_of_names_only_cannot_be_verified() -> None:
     with pytest.raises(EngineError, match="does not tell"):
         require_precision("camera", "fp32", read_layers(json.dumps({"Layers": ["conv1", "conv2"]}), []))

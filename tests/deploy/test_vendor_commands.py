@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import re
 import shlex
@@ -54,11 +55,15 @@ def test_trtexec_knows_every_option(bundle: Bundle, version: str, sparsity: str)
     known, major = trtexec_options()[version], int(version.split(".", maxsplit=1)[0])
     for precision in ("fp32", "fp16"):
         for stage in bundle.stages(precision):
-            words = shlex.split(of_bundle(bundle, precision, stage, sparsity).trtexec(major))
+            made = of_bundle(bundle, precision, stage, sparsity)
+            oldest = (major, int(version.split(".")[1]))
+            words = shlex.split(dataclasses.replace(made, oldest=oldest).trtexec(major))
             assert words[0] == "trtexec"
             given = [re.fullmatch(r"--(\w+)(=.+)?", word) for word in words[1:]]
             assert all(given), words
             assert {found[1] for found in given if found} <= known
+            features = [word.removeprefix("--preview=") for word in words if word.startswith("--preview=")]
+            assert {f"preview={name.removeprefix('+')}" for name in features} <= known
 
 
 def test_precision_is_spelt_as_each_version_wants_it(bundle: Bundle) -> None:
@@ -92,11 +97,28 @@ def test_readme_has_the_commands_of_every_version_the_graphs_are_for(bundle: Bun
     assert majors_of(bundle.manifest) == (8, 10, 11)
     assert len(commands(bundle, "trtexec")) == 2 * 5 * 3
     assert len(commands(bundle, "polygraphy")) == 2 * 5 * 4
-    import dataclasses
-
     later = write_bundle(tmp_path / "b", dataclasses.replace(content(("fp32",)), target={"tensorrt": "10.3.0"}))
     assert len(commands(later, "trtexec")) == 5 * 2
     assert "TensorRT 8:" not in (later.folder / "README.md").read_text()
+
+
+def test_engines_of_later_eight_share_their_profile(tmp_path: Path) -> None:
+    """As the builder has it; a bundle for 8.5, whose trtexec does not know the option, says when to add it."""
+
+    def readme(tensorrt: str) -> str:
+        made = dataclasses.replace(content(("fp32",)), target={"tensorrt": tensorrt})
+        return (write_bundle(tmp_path / tensorrt, made).folder / "README.md").read_text()
+
+    option = "--preview=+profileSharing0806"
+    held = [line for line in readme("8.6.2").splitlines() if option in line and line.startswith("    trtexec ")]
+    assert len(held) == 2
+    assert all("--fp16" in line or "--noTF32" in line for line in held)
+    assert {line.split("stages/fp32/")[1].split(".onnx")[0] for line in held} == {"view", "lidar"}
+    old = readme("8.5.2")
+    assert old.count(option) == 1
+    assert f"with `{option}` added" in old
+    assert option not in readme("10.3.0")
+    assert "`Pipeline` runs those of `altermoma build`" in old
 
 
 def feed(folder: Path) -> list[str]:
