@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from altermoma.errors import CheckpointError, PruningError
@@ -143,13 +142,6 @@ def two_four_masks(model: nn.Module, rule: WidthRule, importance: Mapping[str, T
     by_size = {weight.name: parameters[weight.name].detach().abs() for weight in chosen}
     by_size |= {name: found.to(by_size[name].device) for name, found in (importance or {}).items() if name in by_size}
     return {weight.name: best_two(by_size[weight.name], weight.dim) for weight in chosen}
-
-
-def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Zeroes what goes, in place."""
-    with torch.no_grad():
-        for name, mask in masks.items():
-            model.get_parameter(name).mul_(mask)
 
 
 def kept_magnitude(model: nn.Module, masks: Mapping[str, Tensor]) -> float:

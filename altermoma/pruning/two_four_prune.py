@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from altermoma.progress import say
 from altermoma.pruning.groups import fusion_groups
-from altermoma.pruning.two_four import Masks, apply_masks, claim, kept_magnitude, two_four_masks, weights_of
+from altermoma.pruning.two_four import Masks, claim, kept_magnitude, two_four_masks, weights_of
 from altermoma.pruning.two_four_permute import find_orders, moved, permuted
 from altermoma.pruning.two_four_rules import WidthRule
 from altermoma.pruning.two_four_search import WORK
+from altermoma.pruning.unstructured import apply_masks
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 

@@ -127,13 +127,18 @@ def _highest(scores: Tensor, count: int) -> Tensor:
     return stays
 
 
+def apply_masks(model: nn.Module, masks: Masks) -> None:
+    """Sets the weights that go to zero, in place."""
+    with torch.no_grad():
+        for name, mask in masks.items():
+            weight = model.get_parameter(name)
+            weight.mul_(mask.to(weight.device))
+
+
 def masked_model(model: ModelT, masks: Masks) -> ModelT:
     """A copy with the weights that go at zero; all others are those of `model`."""
     masked = copy.deepcopy(model)
-    with torch.no_grad():
-        for name, mask in masks.items():
-            weight = masked.get_parameter(name)
-            weight.mul_(mask.to(weight.device))
+    apply_masks(masked, masks)
     return masked
 
 

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from altermoma.errors import PruningError
+from altermoma.pruning.channels import ChannelVectors
 from altermoma.pruning.indicators import ChannelTerms
 from altermoma.pruning.methods.choose import batches_of, scores_of
-from altermoma.pruning.methods.scoring import Scoring, apply_masks, mean_magnitude, share_of_round
+from altermoma.pruning.methods.scoring import Scoring, mean_magnitude, share_of_round
 from altermoma.pruning.methods.synflow import flow, flow_scores, make_positive
 from altermoma.pruning.methods.work import weight_work
-from altermoma.pruning.unstructured import ElementTerms, Masks, global_masks
+from altermoma.pruning.unstructured import ElementTerms, Masks, apply_masks, global_masks
 from altermoma.recipe import PruneRecipe
 
 SCOPE = ("camera", "lidar", "fusion")
@@ -122,7 +123,14 @@ def one_step(model: nn.Module, masks: Masks, turn: int) -> nn.Module:
 def test_imp_removes_what_torch_prunes_globally_round_by_round() -> None:
     model = toy_model()
     scoring = dataclasses.replace(work(model, "imp"), retrain=one_step)
-    found = global_masks(model, scores_of(scoring).scores, RECIPE.amount)
+    cuts: list[float] = []
+
+    def cut(scores: ChannelVectors, share: float) -> Masks:
+        cuts.append(share)
+        return scoring.cut(scores, share)
+
+    found = global_masks(model, scores_of(dataclasses.replace(scoring, cut=cut)).scores, RECIPE.amount)
+    assert cuts == [share_of_round(RECIPE.amount, turn, 3) for turn in (1, 2)], "the last are cut by the caller"
     names = list(weights_of(model))
     total = sum(weight.numel() for weight in weights_of(model).values())
     kept: dict[str, Tensor] = {}

@@ -16,7 +16,6 @@ from altermoma.errors import CheckpointError, PruningError
 from altermoma.models.fusion import FusionModel
 from altermoma.models.presets import PRESETS
 from altermoma.pruning.two_four import (
-    apply_masks,
     best_two,
     claim,
     claimed_masks,
@@ -26,6 +25,7 @@ from altermoma.pruning.two_four import (
     weights_of,
 )
 from altermoma.pruning.two_four_rules import FULL_PRECISION, GROUPED, LOOKED_UP, TRANSPOSED, too_narrow
+from altermoma.pruning.unstructured import apply_masks
 
 
 @pytest.fixture(scope="module")

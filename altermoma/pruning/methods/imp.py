@@ -6,13 +6,11 @@ random weights would train the detector anew in every round, which neither this 
 
 from __future__ import annotations
 
-import copy
-
 from altermoma.errors import PruningError
 from altermoma.progress import track
 from altermoma.pruning.channels import ChannelVectors
-from altermoma.pruning.methods.scoring import Scoring, apply_masks, mean_magnitude, share_of_round
-from altermoma.pruning.unstructured import Masks
+from altermoma.pruning.methods.scoring import Scoring, mean_magnitude, share_of_round
+from altermoma.pruning.unstructured import Masks, masked_model
 
 
 def imp_scores(work: Scoring) -> ChannelVectors:
@@ -31,9 +29,8 @@ def imp_scores(work: Scoring) -> ChannelVectors:
     masks: Masks = {}
     scores: ChannelVectors = {}
     for turn in track(range(1, recipe.imp_rounds + 1), "Rounds of IMP"):
-        rewound = copy.deepcopy(work.model)
-        apply_masks(rewound, masks)
-        trained = work.retrain(rewound, masks, turn)
+        if turn > 1:
+            masks = work.cut(scores, share_of_round(recipe.amount, turn - 1, recipe.imp_rounds))
+        trained = work.retrain(masked_model(work.model, masks), masks, turn)
         scores = mean_magnitude(trained, work.terms)
-        masks = work.cut(scores, share_of_round(recipe.amount, turn, recipe.imp_rounds))
     return scores

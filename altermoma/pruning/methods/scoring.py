@@ -60,14 +60,6 @@ def mean_magnitude(model: nn.Module, terms: Terms) -> ChannelVectors:
     return {name: sums[name] / counts[name] for name in sums}
 
 
-def apply_masks(model: nn.Module, masks: Masks) -> None:
-    """Sets entries that go to zero, in place."""
-    with torch.no_grad():
-        for name, mask in masks.items():
-            parameter = model.get_parameter(name)
-            parameter.mul_(mask.to(parameter.device))
-
-
 def share_of_round(amount: float, done: int, rounds: int) -> float:
     """Share removed after `done` of `rounds` rounds: what is kept shrinks by the same factor in each."""
     kept: float = (1.0 - amount) ** (done / rounds)

@@ -23,7 +23,8 @@ from altermoma.progress import track
 from altermoma.pruning.channels import ChannelVectors
 from altermoma.pruning.indicators import Terms
 from altermoma.pruning.methods.ones import all_ones, small_geometry
-from altermoma.pruning.methods.scoring import Cut, Scoring, apply_masks, share_of_round
+from altermoma.pruning.methods.scoring import Cut, Scoring, share_of_round
+from altermoma.pruning.unstructured import apply_masks
 
 
 class OnlyFlow(TorchFunctionMode):
