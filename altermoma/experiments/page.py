@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from altermoma.experiments.plot import Axes, line_plot
-from altermoma.experiments.table import ABSENT, Table, describe_missing, shown, shown_difference, signed
+from altermoma.experiments.table import ABSENT, Table, describe_missing, shown, shown_difference, shown_seconds, signed
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --soft: #5b6675; --line: #d9dee5; --paper: #fff; --mark: #eef4fa; }
@@ -101,7 +101,7 @@ def _amount(table: Table, amount: float) -> str:
                 shown_difference(entry.difference),
                 ABSENT if entry.paper is None else signed(entry.paper),
                 f"{entry.loss_cut:.2f}",
-                f"{entry.seconds:.0f}",
+                shown_seconds(entry.seconds),
             ]
         )
     return rows_of(COLUMNS, body, [label == table.reference for label in table.rows])

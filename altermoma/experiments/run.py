@@ -77,7 +77,7 @@ def _run(bench: Workbench, *, minutes: float, only_read: bool) -> Outcome:
             say(f"cell {number} of {len(cells)}: {describe(cell)}")
             write_json(file, bench.run(cell))
         found = {**read_json(file), "label": cell.label}
-        say(f"{describe(cell)}: mAP {100 * found['mAP']:.1f}, NDS {100 * found['NDS']:.1f}, {found['seconds']:.0f} s")
+        say(f"{describe(cell)}: mAP {100 * found['mAP']:.1f}, NDS {100 * found['NDS']:.1f}")
         records.append(found)
     rows = tuple(dict.fromkeys(cell.label for cell in cells))
     return Outcome(recipe=recipe, rows=rows, dense=dense, records=records, missing=missing)

@@ -22,7 +22,7 @@ class Entry:
     Attributes:
         difference: of mAP to the reference row, over the seeds that both have; None for the reference itself.
         loss_cut: mean task loss right after cutting.
-        seconds, scoring_seconds: processor time per cell.
+        seconds, scoring_seconds: mean processor time of the cells of which it is known (`Workbench.run`).
         paper: the paper's mAP less its dense one, in points.
     """
 
@@ -30,8 +30,8 @@ class Entry:
     NDS: Spread
     difference: Difference | None
     loss_cut: float
-    seconds: float
-    scoring_seconds: float
+    seconds: float | None
+    scoring_seconds: float | None
     paper: float | None
 
 
@@ -105,10 +105,15 @@ def _entry(
         NDS=spread([100 * record["NDS"] for record in records]),
         difference=difference,
         loss_cut=spread([record["loss_cut"] for record in records]).mean,
-        seconds=spread([record["seconds"] for record in records]).mean,
-        scoring_seconds=spread([record["scoring_seconds"] for record in records]).mean,
+        seconds=_known_mean(records, "seconds"),
+        scoring_seconds=_known_mean(records, "scoring_seconds"),
         paper=published - figures.dense if published is not None and figures else None,
     )
+
+
+def _known_mean(records: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    known = [record[key] for record in records if record[key] is not None]
+    return spread(known).mean if known else None
 
 
 def to_markdown(table: Table) -> str:
@@ -152,8 +157,8 @@ def _rows(table: Table, amount: float) -> list[str]:
             shown_difference(entry.difference),
             ABSENT if entry.paper is None else signed(entry.paper),
             f"{entry.loss_cut:.2f}",
-            f"{entry.scoring_seconds:.0f}",
-            f"{entry.seconds:.0f}",
+            shown_seconds(entry.scoring_seconds),
+            shown_seconds(entry.seconds),
         )
         lines.append("| " + " | ".join(cells) + " |")
     return lines
@@ -161,6 +166,10 @@ def _rows(table: Table, amount: float) -> list[str]:
 
 def signed(value: float) -> str:
     return f"{value:+.1f}".replace("-", MINUS)
+
+
+def shown_seconds(value: float | None) -> str:
+    return ABSENT if value is None else f"{value:.0f}"
 
 
 def shown(value: Spread) -> str:

@@ -28,7 +28,7 @@ from altermoma.pruning.prune import prune_by_scores
 from altermoma.pruning.unstructured import Masks, global_masks, masked_model, sparsity_report
 from altermoma.recipe import DataRecipe, PruneRecipe
 from altermoma.storage import sha256_of, write_bytes
-from altermoma.training.loop import train
+from altermoma.training.loop import TrainResult, train
 from altermoma.training.losses import task_loss
 from altermoma.workflow.compress import reference_batch
 from altermoma.workflow.keys import data_key
@@ -121,27 +121,33 @@ class Workbench:
     def _scores_file(self, cell: Cell) -> Path:
         return self.folder / "scores" / f"{cell.scoring_key(self.ground)}.safetensors"
 
-    def scores(self, cell: Cell) -> tuple[ChannelVectors, float]:
-        """Scores of a cell and the seconds they took, from the folder where an earlier cell left them."""
+    def scores(self, cell: Cell) -> tuple[ChannelVectors, float | None]:
+        """Scores of a cell and the processor time they took, from the folder where an earlier cell left them.
+
+        None where training between rounds went on from a killed process: what that took is not known.
+        """
         from safetensors import safe_open
         from safetensors.torch import save
 
         path = self._scores_file(cell)
         if path.is_file():
             with safe_open(path, framework="pt") as stream:
-                seconds = float((stream.metadata() or {})["seconds"])
-                return {name: stream.get_tensor(name) for name in stream.keys()}, seconds  # noqa: SIM118
+                told = (stream.metadata() or {}).get("seconds")
+                found = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+            return found, None if told is None else float(told)
         recipe = cell.prune
         batches: Sequence[Batch] = scoring_batches(self.place, recipe) if batches_of(recipe) else ()
         by_weight = partial(weight_work, per=self.recipe.threshold)
         make = by_weight if self.recipe.granularity == "weights" else channel_work
         work = make(self.dense, batches, recipe, task_loss, reference_batch(self.place))
         rounds = dataclasses.replace(cell.finetune, steps=cell.prune.imp_steps)
+        resumed = self._rounds(cell).is_dir()
         training = round_training(self.place, rounds, self._rounds(cell))
         scored = scores_of(dataclasses.replace(work, retrain=training))
         plain = {name: vector.contiguous() for name, vector in scored.scores.items()}
-        write_bytes(path, save(plain, metadata={"seconds": f"{scored.seconds:.3f}"}))
-        return scored.scores, scored.seconds
+        seconds = None if resumed else scored.seconds
+        write_bytes(path, save(plain, metadata={} if seconds is None else {"seconds": f"{seconds:.3f}"}))
+        return scored.scores, seconds
 
     def cut(self, recipe: PruneRecipe, scores: ChannelVectors) -> Pruned:
         """The dense model without what scores least; the dense model itself stays."""
@@ -153,7 +159,7 @@ class Workbench:
         found = prune_by_scores(self.dense, scores, recipe, reference_batch(self.place))
         return Pruned(model=found.model, masks={}, removed=found.to_json())
 
-    def fine_tune(self, cell: Cell, pruned: Pruned) -> FusionModel:
+    def fine_tune(self, cell: Cell, pruned: Pruned) -> TrainResult:
         return train(
             pruned.model,
             self.place.train,
@@ -161,7 +167,7 @@ class Workbench:
             folder=self._training(cell),
             masks=pruned.masks or None,
             compute=self.place.recipe.compute,
-        ).model
+        )
 
     def _training(self, cell: Cell) -> Path:
         return self.folder / "training" / cell.key(self.ground)
@@ -170,24 +176,29 @@ class Workbench:
         return self.folder / "rounds" / cell.scoring_key(self.ground)
 
     def run(self, cell: Cell) -> dict[str, Any]:
-        """The record of a cell; unfinished training is continued, and removed in the end."""
-        started = time.process_time()
+        """The record of a cell; unfinished training is continued, and removed in the end.
+
+        `seconds` is the processor time of everything that the cell stands on, its scores included whoever made them;
+        None where a killed process did a part of it. Records from before that have what the last process took.
+        """
         scores, scoring_seconds = self.scores(cell)
+        started = time.process_time()
         pruned = self.cut(cell.prune, scores)
         loss_cut = self.loss(pruned.model)
-        trained = self.fine_tune(cell, pruned)
+        tuned = self.fine_tune(cell, pruned)
         record = {
             "label": cell.label,
             "method": cell.prune.method,
             "amount": cell.amount,
             "seed": cell.seed,
             "loss_cut": loss_cut,
-            "loss": self.loss(trained),
-            **self.accuracy(trained),
+            "loss": self.loss(tuned.model),
+            **self.accuracy(tuned.model),
             "removed": dict(pruned.removed),
             "scoring_seconds": scoring_seconds,
-            "seconds": time.process_time() - started,
         }
+        known = scoring_seconds is not None and tuned.resumed_from == 0
+        record["seconds"] = scoring_seconds + time.process_time() - started if known else None
         for unfinished in (self._training(cell), self._rounds(cell)):
             shutil.rmtree(unfinished, ignore_errors=True)
         return record
