@@ -196,9 +196,10 @@ class Workbench:
             **self.accuracy(tuned.model),
             "removed": dict(pruned.removed),
             "scoring_seconds": scoring_seconds,
+            "seconds": None,
         }
-        known = scoring_seconds is not None and tuned.resumed_from == 0
-        record["seconds"] = scoring_seconds + time.process_time() - started if known else None
+        if scoring_seconds is not None and tuned.resumed_from == 0:
+            record["seconds"] = scoring_seconds + time.process_time() - started
         for unfinished in (self._training(cell), self._rounds(cell)):
             shutil.rmtree(unfinished, ignore_errors=True)
         return record
