@@ -142,7 +142,7 @@ def _sums(
     (masked,) = MASKS_OF[partition]
     few = [batches[index] for index in range(recipe.reri_batches)]
     parameters = (*elements.parameters, *channels.parameters)
-    with preserved(model) as theta:
+    with preserved(model, recipe.norms) as theta:
         both = _gradients_of(loss, few, "none", parameters)
         alone = _gradients_of(loss, few, masked, parameters)
         for index in range(recipe.reactivation_batches):

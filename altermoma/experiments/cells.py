@@ -36,7 +36,9 @@ _TRAINING: tuple[str, ...] = (
 """Keys of the recipe that decide what a cell measures. Named one by one: a new key of the recipe, or one that another
 method reads, leaves cells as they are."""
 _IN_ROUNDS = frozenset({"imp", "synflow"})
-"""Methods whose scores depend on the amount."""
+"""Methods whose scores always depend on the amount."""
+_BY_GRADIENTS = frozenset({"altermoma", "snip"})
+"""Methods whose scores depend on `prune.norms`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,7 @@ class Cell:
     def scoring_key(self, ground: Mapping[str, Any]) -> str:
         """Of the scores, which several amounts may share. `ground`: what all cells of the experiment stand on."""
         record = self._asked(ground)
-        if self.prune.method not in _IN_ROUNDS:
+        if not self._in_rounds:
             del record["amount"]
         if self.prune.method == "imp":
             record |= self._trained()
@@ -72,10 +74,19 @@ class Cell:
     def key(self, ground: Mapping[str, Any]) -> str:
         return content_key({"schema": SCHEMA, "ground": dict(ground), "cell": self._asked(ground) | self._trained()})
 
+    @property
+    def _in_rounds(self) -> bool:
+        """Whether the scores depend on the amount."""
+        return self.prune.method in _IN_ROUNDS or (self.prune.method == "altermoma" and self.prune.score_rounds > 1)
+
     def _asked(self, ground: Mapping[str, Any]) -> dict[str, Any]:
         keys = (*_EVERY, *_GRANULARITY[ground["granularity"]], *_METHOD[self.prune.method])
         record = {key: getattr(self.prune, key) for key in keys}
-        if self.prune.method in _IN_ROUNDS and ground.get("threshold") == "partition":
+        if self.prune.norms != "running" and self.prune.method in _BY_GRADIENTS:
+            record["norms"] = self.prune.norms  # here and below only then, so that cells from before it counted stay
+        if self.prune.score_rounds > 1 and self.prune.method == "altermoma":
+            record["score_rounds"] = self.prune.score_rounds
+        if self._in_rounds and ground.get("threshold") == "partition":
             # Scores from before the rounds cut by this threshold too are others.
             record["rounds_per"] = "partition"
         return record

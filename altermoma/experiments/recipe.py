@@ -15,6 +15,7 @@ from altermoma.recipe import (
     DataRecipe,
     Device,
     Method,
+    Norms,
     PruneRecipe,
     Recipe,
     Redundancy,
@@ -29,21 +30,23 @@ RECIPES = "recipes"
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """AlterMOMA with other weights or another reactivation: a row of its own. 0 takes the recipe's [prune]."""
+    """AlterMOMA with other weights or another reactivation: a row of its own. 0 and "" take the recipe's [prune]."""
 
     name: str
     beta: float = 1.0
     redundancy: Redundancy = "difference"
     unit: Unit = "share"
     score_batches: int = 0
+    score_rounds: int = 0
     reactivation_batches: int = 0
     reri_batches: int = 0
     reactivation_lr: float = 0.0
+    norms: Literal["", Norms] = ""
 
     @property
     def published(self) -> bool:
         """Whether the weights are the paper's: what it did with batches and rates is open."""
-        return (self.beta, self.redundancy, self.unit) == (1.0, "difference", "share")
+        return (self.beta, self.redundancy, self.unit) == (1.0, "difference", "share") and self.score_rounds < 2
 
     def of(self, recipe: PruneRecipe) -> PruneRecipe:
         """The recipe as this variant has it."""

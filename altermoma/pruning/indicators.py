@@ -4,8 +4,8 @@ What the paper leaves open is settled thus. `theta` of a channel is every traina
 first-order term is theta * gradient, summed over the slices of the channel ("channel", the loss change of removing it
 at once) or taken element by element ("element"); its absolute value is summed over batches, so that batches do not
 cancel. The two terms of ReRI are taken on the *same* batches, so that their difference is what reactivation changed
-and not the noise between batches; with one batch this is eq. 7-10 to the letter. The network is in eval mode
-throughout (see `preserved`).
+and not the noise between batches; with one batch this is eq. 7-10 to the letter. Which statistics batch norms use is an
+option (see `preserved`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from altermoma.progress import track
 from altermoma.pruning.channels import Aggregation, ChannelGroup, ChannelVectors, Slice
 from altermoma.pruning.kept import Kept
 from altermoma.pruning.masking import Batch, Loss, Masked, gradients, preserved, reactivate
+from altermoma.recipe import Norms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +35,14 @@ class ScoringData:
         terms: batches on which the first-order terms before and after are compared.
         starts_together: the first of `terms` is the first of `reactivation`, whose gradient then serves twice.
         kept: where a killed process left off with both indicators.
+        norms: whose statistics batch norms use (`masking.preserved`).
     """
 
     reactivation: Sequence[Batch]
     terms: Sequence[Batch]
     starts_together: bool = False
     kept: Kept = field(default_factory=Kept)
+    norms: Norms = "running"
 
 
 class Terms(Protocol):
@@ -113,13 +116,18 @@ def _per_channel(term: Tensor, member: Slice, width: int) -> Tensor:
 
 
 def deci(
-    model: nn.Module, loss: Loss, batches: Sequence[Batch], terms: Terms, kept: Kept | None = None
+    model: nn.Module,
+    loss: Loss,
+    batches: Sequence[Batch],
+    terms: Terms,
+    kept: Kept | None = None,
+    norms: Norms = "running",
 ) -> ChannelVectors:
     """DeCI (eq. 4-6): first-order terms at the initial parameters, nothing masked, summed over batches."""
     kept = kept or Kept()
     done, found = kept.load("deci")
     total = found or terms.zeros()
-    with preserved(model) as theta:
+    with preserved(model, norms) as theta:
         for batch in track(batches[done:], "Scores, nothing masked"):
             _add(total, terms.magnitude(theta, gradients(loss(batch, "none"), terms.parameters)))
             done += 1
@@ -137,7 +145,7 @@ def reri(model: nn.Module, loss: Loss, data: ScoringData, terms: Terms, masked: 
         PruningError: loss or gradient not finite.
     """
     kept = data.kept
-    with preserved(model) as theta:
+    with preserved(model, data.norms) as theta:
         first = _reactivate(model, loss, data, terms, masked, lr)
         done, found = kept.load(f"reri-{masked}")
         total = found or terms.zeros()

@@ -26,6 +26,10 @@ class Kept:
         self._folder, self._every_s = folder, every_s
         self._saved: dict[str, float] = {}
 
+    def within(self, name: str) -> Kept:
+        """What is kept in a folder of this one."""
+        return Kept(None if self._folder is None else self._folder / name, self._every_s)
+
     def load(self, name: str) -> tuple[int, dict[str, Tensor]]:
         """Batches done and the tensors after them; 0 and none where nothing was kept."""
         from safetensors import SafetensorError, safe_open

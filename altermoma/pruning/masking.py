@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, Protocol
 
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from altermoma.errors import PruningError
 from altermoma.models.batch import FrameBatch
-from altermoma.models.modes import eval_mode
-from altermoma.recipe import Partition
+from altermoma.models.modes import batch_statistics, eval_mode
+from altermoma.recipe import Norms, Partition
 
 Masked = Literal["none", "camera", "lidar"]
 
@@ -63,17 +63,20 @@ def bind(model: nn.Module, loss_fn: LossFunction) -> Loss:
 
 
 @contextmanager
-def preserved(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+def preserved(model: nn.Module, norms: Norms = "running") -> Iterator[dict[str, Tensor]]:
     """Yields a copy of all parameters; on exit parameters, buffers and train/eval modes are as before, bit for bit.
 
-    Inside, the network is in eval mode: batch norms use the trained running statistics and leave them alone, dropout is
-    off. The scores describe the network that is deployed, and do not depend on the batch composition. On a CPU the same
-    scores come out every time (see `repeatable`).
+    Inside, the network is in eval mode, dropout is off. With "running" norms the batch norms use the trained running
+    statistics: scores describe the network that is deployed, and do not depend on the batch composition. With "batch"
+    they use the batch's own, as fine-tuning will: what the norm after a layer takes out again counts for nothing,
+    and a model with a branch masked normalises what is left. On a CPU the same scores come out every time (see
+    `repeatable`).
     """
     parameters = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
     buffers = {name: tensor.detach().clone() for name, tensor in model.named_buffers()}
     try:
-        with eval_mode(model), repeatable(model):
+        batch = batch_statistics(model) if norms == "batch" else nullcontext()
+        with eval_mode(model), batch, repeatable(model):
             yield parameters
     finally:
         with torch.no_grad():

@@ -11,7 +11,7 @@ from torch import nn
 from altermoma.errors import PruningError
 from altermoma.models.batch import FrameBatch
 from altermoma.progress import say
-from altermoma.pruning.altereva import AlterEvaOptions, altereva, measure_terms
+from altermoma.pruning.altereva import AlterEvaOptions, Indicators, altereva, measure_terms
 from altermoma.pruning.channels import ChannelGroup, ChannelVectors, Keep, select_groups
 from altermoma.pruning.costs import CostModel, channel_costs
 from altermoma.pruning.flops import FlopReport, count_flops, flop_costs, parameter_costs, time_costs
@@ -237,8 +237,13 @@ def score_terms(
     kept: Kept | None = None,
 ) -> ChannelVectors:
     """AlterEva scores of channels or single elements, as the terms say."""
-    reactivation = batches[: recipe.reactivation_batches]
-    options = AlterEvaOptions(
+    indicators = indicators_of(model, terms, batches, recipe, loss_fn, kept)
+    return altereva(terms.groups, indicators, altereva_options(recipe))
+
+
+def altereva_options(recipe: PruneRecipe) -> AlterEvaOptions:
+    """The recipe's weights, as `altereva` takes them."""
+    return AlterEvaOptions(
         alpha=recipe.alpha,
         beta=recipe.beta,
         lr=recipe.reactivation_lr,
@@ -246,7 +251,19 @@ def score_terms(
         redundancy=recipe.redundancy,
         unit=recipe.unit,
     )
-    indicators = measure_terms(
+
+
+def indicators_of(
+    model: nn.Module,
+    terms: Terms,
+    batches: Sequence[Batch],
+    recipe: PruneRecipe,
+    loss_fn: LossFunction,
+    kept: Kept | None = None,
+) -> Indicators:
+    """DeCI and ReRI of channels or single elements, on as many of the batches as the recipe says."""
+    reactivation = batches[: recipe.reactivation_batches]
+    return measure_terms(
         model,
         terms,
         loss_fn,
@@ -256,10 +273,10 @@ def score_terms(
             terms=reactivation[: recipe.reri_batches],
             starts_together=True,
             kept=kept or Kept(),
+            norms=recipe.norms,
         ),
-        options,
+        altereva_options(recipe),
     )
-    return altereva(terms.groups, indicators, options)
 
 
 def _cost(

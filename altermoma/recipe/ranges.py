@@ -49,6 +49,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "reri_batches": _NATURAL,
         "reactivation_lr": _NATURAL,
         "batch_size": _NATURAL,
+        "score_rounds": _COUNT,
         "imp_rounds": _COUNT,
         "imp_steps": _COUNT,
         "synflow_rounds": _COUNT,

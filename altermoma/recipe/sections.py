@@ -20,6 +20,7 @@ TrainPrecision = Literal["fp32", "tf32", "bf16", "fp16"]
 Method = Literal["altermoma", "imp", "snip", "synflow", "prospr", "magnitude", "random"]
 Redundancy = Literal["difference", "factor"]
 Unit = Literal["share", "loss"]
+Norms = Literal["running", "batch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,8 @@ class PruneRecipe:
         score_batches: for the contribution. Here and in the next three, 0 goes by the size of the model: 8, 8 and 4
             batches of 2 frames, or 2, 2 and 1 of a single one where pictures have more than 100 000 pixels
             (altermoma/workflow/scoring.py). More frames take more time, but no more memory.
+        score_rounds: in which AlterMOMA removes `amount`; after each, the contribution of what stays is measured again.
+            The paper has one (altermoma.pruning.methods.altermoma).
         reactivation_batches: gradient steps of the reactivation.
         reri_batches: for the redundancy, the first of the reactivation's.
         alpha, beta: weights of contribution and redundancy. The paper's are 1 and 1; with a quarter the shipped model
@@ -67,6 +70,8 @@ class PruneRecipe:
         redundancy: how it lowers the contribution: the paper's difference, or a factor (altermoma.pruning.altereva).
         unit: of the scores across partitions: shares of each partition, as in the paper, or loss.
         batch_size: frames of each.
+        norms: what batch norms use while gradients are taken: running statistics, or the batch's own as in training
+            (altermoma.pruning.masking). Of AlterMOMA and SNIP; ProsPr differentiates through training steps.
         two_four_rule: how wide a layer must be to become 2:4, where the engine's sparsity is that
             (altermoma/pruning/two_four_rules.py).
         two_four_permute: reorder channels first, so that 2:4 keeps more magnitude.
@@ -85,12 +90,14 @@ class PruneRecipe:
     alpha: float = 1.0
     beta: float = 0.25
     score_batches: int = 0
+    score_rounds: int = 1
     reactivation_batches: int = 0
     reri_batches: int = 0
     reactivation_lr: float = 1e-3
     redundancy: Redundancy = "difference"
     unit: Unit = "share"
     batch_size: int = 0
+    norms: Norms = "running"
     aggregation: Literal["channel", "element"] = "channel"
     selection: Literal["threshold", "greedy"] = "threshold"
     two_four_rule: Literal["pattern", "aligned", "wide"] = "aligned"

@@ -96,15 +96,17 @@ def channel_entries(group: ChannelGroup, channel: int, parameters: dict[str, Ten
     return masks
 
 
-def naive_gradient(model: TwoBranches, batch: Batch, masked: str) -> dict[str, Tensor]:
-    model = copy.deepcopy(model).eval()
+def naive_gradient(model: TwoBranches, batch: Batch, masked: str, *, train: bool = False) -> dict[str, Tensor]:
+    model = copy.deepcopy(model).train(train)
     toy_loss(model, *batch, masked).backward()
     return {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
 
 
-def naive_reactivated(model: TwoBranches, batches: Sequence[Batch], masked: str, lr: float) -> TwoBranches:
+def naive_reactivated(
+    model: TwoBranches, batches: Sequence[Batch], masked: str, lr: float, *, train: bool = False
+) -> TwoBranches:
     """B plain gradient steps by torch's own optimiser."""
-    model = copy.deepcopy(model).eval()
+    model = copy.deepcopy(model).train(train)
     optimiser = torch.optim.SGD(model.parameters(), lr=lr)
     for batch in batches:
         optimiser.zero_grad()

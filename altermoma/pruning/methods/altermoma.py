@@ -1,11 +1,48 @@
-"""AlterMOMA as one method among the others: AlterEva scores with the recipe's batches and weights."""
+"""AlterMOMA as one method among the others: AlterEva scores with the recipe's batches and weights, once or in rounds.
+
+Indicators are slopes at the dense weights: they tell what removing a little does. Of nine tenths that go at once most
+slopes change on the way. In rounds a part goes, and the contribution of what stays is measured again, as FORCE (de
+Jorge et al., ICLR 2021) does with SNIP: what a removed unit shared with another is then the other's alone. The
+redundancy is that of the dense model, as in the paper, which has one round.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+
+import torch
+
+from altermoma.progress import track
+from altermoma.pruning.altereva import Indicators, altereva
 from altermoma.pruning.channels import ChannelVectors
-from altermoma.pruning.methods.scoring import Scoring
-from altermoma.pruning.prune import score_terms
+from altermoma.pruning.masking import preserved
+from altermoma.pruning.methods.scoring import Scoring, apply_masks, mean_magnitude, share_of_round
+from altermoma.pruning.prune import altereva_options, indicators_of
 
 
 def altermoma_scores(work: Scoring) -> ChannelVectors:
-    return score_terms(work.model, work.terms, work.batches, work.recipe, work.loss_fn, work.kept)
+    """Scores after `score_rounds` rounds; what earlier rounds removed has the lowest."""
+    rounds = work.recipe.score_rounds
+    dense = indicators_of(work.model, work.terms, work.batches, work.recipe, work.loss_fn, work.kept)
+    scores = altereva(work.terms.groups, dense, altereva_options(work.recipe))
+    with preserved(work.model):
+        for done in track(range(1, rounds), "Rounds of AlterMOMA"):
+            masks = work.cut(scores, share_of_round(work.recipe.amount, done, rounds))
+            apply_masks(work.model, masks)
+            scores = _scored_again(work, dense, done)
+    return scores
+
+
+def _scored_again(work: Scoring, dense: Indicators, done: int) -> ChannelVectors:
+    """Scores of a model from which `done` rounds have removed something."""
+    contribution = dataclasses.replace(work.recipe, beta=0.0)
+    kept = work.kept.within(f"round-{done}")
+    found = indicators_of(work.model, work.terms, work.batches, contribution, work.loss_fn, kept)
+    stays = {name: size.cpu() > 0 for name, size in mean_magnitude(work.model, work.terms).items()}
+    left = Indicators(
+        deci=found.deci,
+        reri={masked: {name: lost[name] * stays[name] for name in lost} for masked, lost in dense.reri.items()},
+    )
+    scores = altereva(work.terms.groups, left, altereva_options(work.recipe))
+    below = min(float(vector.min()) for vector in scores.values()) - 1.0
+    return {name: torch.where(stays[name], vector, below) for name, vector in scores.items()}

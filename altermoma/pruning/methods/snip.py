@@ -17,7 +17,7 @@ def snip_scores(work: Scoring) -> ChannelVectors:
     """
     loss = bind(work.model, work.loss_fn)
     total: list[Tensor] = []
-    with preserved(work.model) as theta:
+    with preserved(work.model, work.recipe.norms) as theta:
         for batch in track(work.batches[: work.recipe.score_batches], "Scores, SNIP"):
             found = gradients(loss(batch, "none"), work.terms.parameters)
             total = [a + b for a, b in zip(total, found, strict=True)] if total else found
