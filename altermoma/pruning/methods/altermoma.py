@@ -16,8 +16,9 @@ from altermoma.progress import track
 from altermoma.pruning.altereva import Indicators, altereva
 from altermoma.pruning.channels import ChannelVectors
 from altermoma.pruning.masking import preserved
-from altermoma.pruning.methods.scoring import Scoring, apply_masks, mean_magnitude, share_of_round
+from altermoma.pruning.methods.scoring import Scoring, mean_magnitude, share_of_round
 from altermoma.pruning.prune import altereva_options, indicators_of
+from altermoma.pruning.unstructured import apply_masks
 
 
 def altermoma_scores(work: Scoring) -> ChannelVectors:
