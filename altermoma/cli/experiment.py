@@ -54,6 +54,7 @@ def experiment(  # noqa: PLR0913 - one parameter per option
     if analysis:
         _analyse(recipe, out, Path(name).stem)
         return
+    from altermoma.experiments.front import front_html, front_json, front_markdown, front_of
     from altermoma.experiments.page import table_page
     from altermoma.experiments.run import run_experiment
     from altermoma.experiments.table import tabulate, to_json, to_markdown
@@ -61,11 +62,13 @@ def experiment(  # noqa: PLR0913 - one parameter per option
 
     file = out / f"{Path(name).stem}{'-reduced' if reduced else ''}.md"
     check_writable(file)
-    table = tabulate(run_experiment(recipe, out, minutes=minutes))
-    write_text(file, to_markdown(table))
-    write_json(file.with_suffix(".json"), to_json(table))
-    write_text(file.with_suffix(".html"), table_page(table))
-    say(to_markdown(table))
+    outcome = run_experiment(recipe, out, minutes=minutes)
+    table, front = tabulate(outcome), front_of(outcome)
+    text = to_markdown(table) + (f"\n{front_markdown(front)}" if front else "")
+    write_text(file, text)
+    write_json(file.with_suffix(".json"), to_json(table) | ({"front": front_json(front)} if front else {}))
+    write_text(file.with_suffix(".html"), table_page(table, [front_html(front)] if front else []))
+    say(text)
     print(file.with_suffix(".html"))
 
 

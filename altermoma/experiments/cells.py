@@ -35,6 +35,8 @@ _TRAINING: tuple[str, ...] = (
 )
 """Keys of the recipe that decide what a cell measures. Named one by one: a new key of the recipe, or one that another
 method reads, leaves cells as they are."""
+TIMED = "timed"
+"""Key of the ground of experiments whose cells are timed; others lack it, so that their cells stay."""
 _IN_ROUNDS = frozenset({"imp", "synflow"})
 """Methods whose scores always depend on the amount."""
 _BY_GRADIENTS = frozenset({"altermoma", "snip"})
@@ -67,6 +69,8 @@ class Cell:
         record = self._asked(ground)
         if not self._in_rounds:
             del record["amount"]
+            if TIMED in ground:  # rows are selections by the same scores
+                del record["budget"], record["selection"]
         if self.prune.method == "imp":
             record |= self._trained()
         return content_key({"schema": SCHEMA, "ground": dict(ground), "scores": record})

@@ -40,8 +40,8 @@ def page(title: str, sections: Sequence[str]) -> str:
     )
 
 
-def table_page(table: Table) -> str:
-    """Plots first, then the figures."""
+def table_page(table: Table, more: Sequence[str] = ()) -> str:
+    """Plots first, then further sections, then the figures."""
     lines = {
         label: [(100 * a, table.entries[label, a].mAP.mean) for a in table.amounts if (label, a) in table.entries]
         for label in table.rows
@@ -64,7 +64,7 @@ def table_page(table: Table) -> str:
     )
     if table.paper:
         intro += f'<p class="soft">Paper: points below its own dense model, {escape(table.paper.title)}.</p>'
-    sections = [intro, f'<div class="figures">{plots}</div>']
+    sections = [intro, f'<div class="figures">{plots}</div>', *more]
     sections += [f"<h2>{100 * amount:g} % removed</h2>{_amount(table, amount)}" for amount in table.begun]
     if table.missing:
         first = escape(describe_missing(table.missing[0]))

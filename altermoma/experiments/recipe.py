@@ -30,7 +30,8 @@ RECIPES = "recipes"
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """AlterMOMA with other weights or another reactivation: a row of its own. 0 and "" take the recipe's [prune]."""
+    """AlterMOMA with other weights, another reactivation or another selection: a row of its own. 0 and "" take the
+    recipe's [prune]."""
 
     name: str
     beta: float = 1.0
@@ -42,6 +43,8 @@ class Variant:
     reri_batches: int = 0
     reactivation_lr: float = 0.0
     norms: Literal["", Norms] = ""
+    budget: Literal["", "flops", "channels", "params", "latency"] = ""
+    selection: Literal["", "threshold", "greedy"] = ""
 
     @property
     def published(self) -> bool:
@@ -78,6 +81,7 @@ class ExperimentRecipe:
         variants: of AlterMOMA, a row each in the place of "altermoma". Empty: that of [prune] alone.
         seeds: 0, 1, ... of scoring frames and of the order of training frames.
         threshold: one threshold over all weights, or one per partition; for weights only.
+        timed: whether every cut model is timed on ONNX Runtime beside the dense one; for channels only.
         paper: key of the paper's figures to show beside (altermoma.experiments.paper); empty for none.
         val_frames: of the validation split, evenly spread; 0 takes all.
         device: where torch computes; no part of what a cell is known by.
@@ -91,6 +95,7 @@ class ExperimentRecipe:
     variants: tuple[Variant, ...] = ()
     seeds: int = 3
     threshold: Literal["global", "partition"] = "global"
+    timed: bool = False
     paper: str = ""
     model: str = "bevfusion-tiny"
     checkpoint: str = ""
@@ -113,6 +118,12 @@ class ExperimentRecipe:
             raise RecipeError(
                 f"an experiment of {len(self.amounts)} amounts, {len(self.methods)} methods and {self.seeds} seeds",
                 expected="one or more of each",
+            )
+        if self.timed and self.granularity == "weights":
+            raise RecipeError(
+                "timed = true for single weights",
+                expected='granularity = "channels"',
+                remedy="masks make nothing faster: leave timed out",
             )
         if self.finetune.distill_weight > 0.0:
             raise RecipeError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import shutil
 import time
@@ -16,25 +17,27 @@ import torch
 from altermoma.data.dataset import FrameDataset
 from altermoma.evaluation.nuscenes_eval import evaluate
 from altermoma.evaluation.predict import predict
-from altermoma.experiments.cells import Cell
+from altermoma.experiments.cells import TIMED, Cell
 from altermoma.experiments.recipe import ExperimentRecipe
 from altermoma.models.batch import collate
 from altermoma.models.fusion import FusionModel
 from altermoma.pruning.channels import ChannelVectors
+from altermoma.pruning.latency import StageTable
 from altermoma.pruning.masking import Batch, on_device_of
 from altermoma.pruning.methods.choose import batches_of, scores_of
 from altermoma.pruning.methods.work import channel_work, weight_work
 from altermoma.pruning.prune import prune_by_scores
 from altermoma.pruning.unstructured import Masks, global_masks, masked_model, sparsity_report
 from altermoma.recipe import DataRecipe, PruneRecipe
-from altermoma.storage import sha256_of, write_bytes
+from altermoma.storage import content_key, sha256_of, write_bytes
 from altermoma.training.loop import TrainResult, train
 from altermoma.training.losses import task_loss
-from altermoma.workflow.compress import reference_batch
+from altermoma.workflow.compress import latency_tables, reference_batch
 from altermoma.workflow.keys import data_key
 from altermoma.workflow.place import Workplace
 from altermoma.workflow.rounds import round_training
 from altermoma.workflow.scoring import scoring_batches, with_open_keys_filled
+from altermoma.workflow.stage_times import TimedStage, least_ms, timed_stages
 
 LOSS_FRAMES = 8
 """Validation frames on which the task loss right after cutting is taken."""
@@ -74,6 +77,7 @@ class Workbench:
             "granularity": self.recipe.granularity,
             "threshold": self.recipe.threshold,
             "val_frames": self.recipe.val_frames,
+            **({TIMED: "onnxruntime"} if self.recipe.timed else {}),
         }
 
     @cached_property
@@ -156,8 +160,27 @@ class Workbench:
             report = sparsity_report(self.dense, masks)
             removed = {"weights": report.total, "by_partition": report.by_partition, "by_layer": report.by_layer}
             return Pruned(model=masked_model(self.dense, masks), masks=masks, removed=removed)
-        found = prune_by_scores(self.dense, scores, recipe, reference_batch(self.place))
+        tables = self.tables if recipe.budget == "latency" else None
+        found = prune_by_scores(self.dense, scores, recipe, reference_batch(self.place), tables=tables)
         return Pruned(model=found.model, masks={}, removed=found.to_json())
+
+    @cached_property
+    def tables(self) -> Mapping[str, StageTable]:
+        """Milliseconds of the dense model's stages at several widths; measured once for all cells of a ground."""
+        return latency_tables(self.place, self.dense, self.folder / "latency" / f"{content_key(self.ground)}.json")
+
+    @cached_property
+    def _dense_stages(self) -> Mapping[str, TimedStage]:
+        return timed_stages(self.place, self.place.model_on_host(self.place.checkpoint))
+
+    def stage_ms(self, model: FusionModel) -> dict[str, dict[str, float]]:
+        """Milliseconds of every stage, of the dense model and of a cut one, both in turns in this process."""
+        cut, dense = timed_stages(self.place, copy.deepcopy(model).cpu()), self._dense_stages
+        found = least_ms({name: [dense[name], cut[name]] for name in dense})
+        return {
+            "dense": {name: times[0] for name, times in found.items()},
+            "cut": {name: times[1] for name, times in found.items()},
+        }
 
     def fine_tune(self, cell: Cell, pruned: Pruned) -> TrainResult:
         return train(
@@ -185,6 +208,7 @@ class Workbench:
         started = time.process_time()
         pruned = self.cut(cell.prune, scores)
         loss_cut = self.loss(pruned.model)
+        times = {"stage_ms": self.stage_ms(pruned.model)} if self.recipe.timed else {}
         tuned = self.fine_tune(cell, pruned)
         record = {
             "label": cell.label,
@@ -195,6 +219,7 @@ class Workbench:
             "loss": self.loss(tuned.model),
             **self.accuracy(tuned.model),
             "removed": dict(pruned.removed),
+            **times,
             "scoring_seconds": scoring_seconds,
             "seconds": None,
         }

@@ -46,7 +46,7 @@ def prune_model(place: Workplace, folder: Path) -> dict[str, Any]:
 
     recipe, unfinished = place.recipe, folder / "scores"
     dense, reference = place.dense_model(), reference_batch(place)
-    tables = _latency_tables(place, dense, folder) if recipe.prune.budget == "latency" else None
+    tables = latency_tables(place, dense, folder / TABLES_FILE) if recipe.prune.budget == "latency" else None
     scores = _scores(place, dense, reference, unfinished, tables) if recipe.prune.amount > 0 else {}
     result = prune_by_scores(dense, scores, recipe.prune, reference, tables=tables)
     record, model = result.to_json() | {"method": recipe.prune.method}, result.model
@@ -61,12 +61,11 @@ def prune_model(place: Workplace, folder: Path) -> dict[str, Any]:
     return record
 
 
-def _latency_tables(place: Workplace, model: FusionModel, folder: Path) -> Mapping[str, StageTable]:
-    """Measured once: a run that was killed goes on with the same times."""
+def latency_tables(place: Workplace, model: FusionModel, file: Path) -> Mapping[str, StageTable]:
+    """Measured once and kept in `file`: a run that was killed goes on with the same times."""
     from altermoma.pruning.latency import StageTable
     from altermoma.workflow.stage_times import measure_tables
 
-    file = folder / TABLES_FILE
     if not file.is_file():
         write_json(file, {name: dataclasses.asdict(table) for name, table in measure_tables(place, model).items()})
     return {

@@ -1,9 +1,10 @@
-"""Latency tables of a model's stages: what each takes at several widths, on ONNX Runtime on this machine."""
+"""What a model's stages take on ONNX Runtime on this machine: at several widths, and of one model beside another."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from altermoma.deploy.benchmark import pinned_threads
@@ -26,71 +27,82 @@ UNCHECKED = ExportRecipe(fp32_tolerance=1e9, fp32_frame_tolerance=1e9)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Timed:
-    """One stage at one width: its share of the dense FLOPs, its session and what it is fed."""
+class TimedStage:
+    """One stage of one model: its session and what it is fed."""
 
-    share: float
     session: Any
     feeds: dict[str, Any]
 
 
 def measure_tables(place: Workplace, model: FusionModel) -> dict[str, StageTable]:
-    """Runs every stage at every width on the reference frame, all interleaved; the least of the rounds counts.
+    """Runs every stage at every width on the reference frame; see `least_ms`. Which widths: see `KEPT`."""
+    from altermoma.pruning.flops import count_flops
+    from altermoma.pruning.latency import StageTable
+
+    batch = reference_batch(place)
+    dense = count_flops(model, batch).by_stage()
+    stages: dict[str, list[TimedStage]] = {}
+    shares: dict[str, list[float]] = {}
+    for kept in track(KEPT, "Exporting at several widths"):
+        smaller = _narrowed(model, kept)
+        left = count_flops(smaller, batch).by_stage()
+        for name, timed in timed_stages(place, smaller).items():
+            stages.setdefault(name, []).append(timed)
+            shares.setdefault(name, []).append(left[name] / dense[name])
+    least = least_ms(stages)
+    return {name: StageTable.measured(list(zip(shares[name], least[name], strict=True))) for name in stages}
+
+
+def least_ms(stages: Mapping[str, Sequence[TimedStage]]) -> dict[str, list[float]]:
+    """Milliseconds of every stage in each of its models, all interleaved in this process; the least of `ROUNDS`.
 
     One thread, so that times are those of the work and not of the machine's other guests.
     """
-    from altermoma.pruning.latency import StageTable
-
-    stages: dict[str, list[_Timed]] = {}
-    for kept in track(KEPT, "Exporting at several widths"):
-        for name, timed in _exported(place, model, kept).items():
-            stages.setdefault(name, []).append(timed)
+    least = {name: [float("inf")] * len(found) for name, found in stages.items()}
     with pinned_threads(1):
-        least = {name: [float("inf")] * len(found) for name, found in stages.items()}
         for _ in track(range(ROUNDS), "Timing stages"):
             for name, found in stages.items():
                 for index, timed in enumerate(found):
                     least[name][index] = min(least[name][index], _run(timed))
-    return {
-        name: StageTable.measured([(timed.share, ms) for timed, ms in zip(found, least[name], strict=True)])
-        for name, found in stages.items()
-    }
+    return least
 
 
-def _run(timed: _Timed) -> float:
+def _run(timed: TimedStage) -> float:
     """Milliseconds of processor time: on a machine that others use, the wall's clock would count them too."""
     started = time.process_time()
     timed.session.run(None, timed.feeds)
     return 1e3 * (time.process_time() - started)
 
 
-def _exported(place: Workplace, model: FusionModel, kept: float) -> dict[str, _Timed]:
-    """Sessions of a model of which every channel group keeps its first channels."""
+def _narrowed(model: FusionModel, kept: float) -> FusionModel:
+    """The model with the first channels of every group."""
     import torch
 
-    from altermoma.deploy.targets import load_target
-    from altermoma.export.export_model import export_model
-    from altermoma.pruning.flops import count_flops
     from altermoma.pruning.groups import fusion_groups
     from altermoma.pruning.surgery import shrink
 
     groups = fusion_groups(model)
-    keep = {group.name: torch.arange(max(round(kept * group.width), 1)) for group in groups}
-    smaller, batch = shrink(model, groups, keep).cpu(), reference_batch(place)
+    return shrink(model, groups, {g.name: torch.arange(max(round(kept * g.width), 1)) for g in groups}).cpu()
+
+
+def timed_stages(place: Workplace, model: FusionModel) -> dict[str, TimedStage]:
+    """Sessions of the stages of a model on the CPU in fp32, to be fed with the reference frame."""
+    from altermoma.deploy.targets import load_target
+    from altermoma.export.export_model import export_model
+
     frame = place.reader.read(place.val.tokens[0])
     result = export_model(
-        smaller,
+        model,
         FramePreparer(place.geometry).prepare(frame),
         preset=place.recipe.model,
         precision="fp32",
         trt_version=load_target(place.recipe.engine.target).tensorrt,
         recipe=UNCHECKED,
     )
-    dense, left = count_flops(model, batch).by_stage(), count_flops(smaller, batch).by_stage()
     tensors = {**result.inputs, **result.reference}
     found = {}
     for name, graph in result.stages.items():
         session = open_session(graph.SerializeToString(), name, threads=1)
         feeds = {item.name: tensors[item.name] for item in session.get_inputs()}
-        found[name] = _Timed(share=left[name] / dense[name], session=session, feeds=feeds)
+        found[name] = TimedStage(session=session, feeds=feeds)
     return found

@@ -28,9 +28,8 @@ SCORED = Scored(scores={"w": torch.ones(2)}, seconds=7.0)
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workbench:
     """Scores take 7 seconds, the rest of a cell 3; nothing is computed."""
     clock = iter(range(0, 1000, 3))
-    work = Scoring(
-        model=MODEL, terms=cast(Any, None), batches=(), loss_fn=cast(Any, None), recipe=RECIPE.prune, cut=dict
-    )
+    nothing = cast(Any, None)
+    work = Scoring(model=MODEL, terms=nothing, batches=(), loss_fn=nothing, recipe=RECIPE.prune, cut=nothing)
     monkeypatch.setattr(workbench, "time", SimpleNamespace(process_time=lambda: float(next(clock))))
     monkeypatch.setattr(workbench, "scores_of", lambda _: SCORED)
     monkeypatch.setattr(workbench, "weight_work", lambda *_, **__: work)
