@@ -12,7 +12,7 @@ from altermoma.errors import RecipeError
 
 
 def lint(
-    models: Annotated[list[Path], typer.Argument(help="ONNX files, of any origin.")],
+    models: Annotated[list[Path], typer.Argument(help="ONNX files of any origin, or bundles.")],
     *,
     target: TargetOption = None,
     tensorrt: Annotated[
@@ -37,13 +37,28 @@ def lint(
             remedy="leave out --dla",
         )
     version = tensorrt or profile.tensorrt
+    named = [(name, file) for path in models for name, file in _graphs(path)]
     findings = [
         finding
-        for path in models
-        for finding in lint_for(read_graph(path), version, precisions=profile.precisions, stage=path.stem, dla=dla)
+        for name, file in named
+        for finding in lint_for(read_graph(file), version, precisions=profile.precisions, stage=name, dla=dla)
     ]
     for finding in findings:
         if finding.severity == "warning":
             print(finding)
     raise_on_errors(findings)
-    print(f"{len(models)} of {len(models)} graphs suit {profile.name}, TensorRT {version}")
+    print(f"{len(named)} of {len(named)} graphs suit {profile.name}, TensorRT {version}")
+
+
+def _graphs(path: Path) -> list[tuple[str, Path]]:
+    """A file by its own name, or what TensorRT is to read of a bundle by precision and stage."""
+    if not path.is_dir():
+        return [(path.stem, path)]
+    from altermoma.deploy.bundle import Bundle
+
+    stages = Bundle.open(path).manifest.stages
+    return [
+        (f"{precision} {name}", path / record.file)
+        for precision, records in stages.items()
+        for name, record in records.items()
+    ]

@@ -80,8 +80,8 @@ class EngineRecord:
     """One engine plan that was built and verified.
 
     Attributes:
-        key: content hash of graph, options, TensorRT version, device and the code that builds; a plan of another key is
-            never used.
+        key: content hash of graph, contract, options, TensorRT version, device and the code that builds; a plan of
+            another key is never used.
         precisions: layers per computed precision, as the engine inspector told.
         layers: of the engine, after fusion.
         sparsity: what was asked for, "dense" or "2:4".

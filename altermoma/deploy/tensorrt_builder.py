@@ -47,13 +47,14 @@ class BuildLog:
     report: str = ""
 
 
-def engine_key(onnx_sha256: str, options: BuildOptions, *, tensorrt: str, device: str) -> str:
-    """Changes with the graph, the options, the TensorRT version, the GPU and the code that builds: a stale engine is
-    never reused.
+def engine_key(onnx_sha256: str, stage: StageRecord, options: BuildOptions, *, tensorrt: str, device: str) -> str:
+    """Changes with the graph, the contract (the profile's sizes), the options, the TensorRT version, the GPU and the
+    code that builds: a stale engine is never reused.
     """
     return content_key(
         {
             "onnx": onnx_sha256,
+            "contract": dataclasses.asdict(stage),
             "options": dataclasses.asdict(options),
             "tensorrt": tensorrt,
             "device": device,

@@ -110,7 +110,7 @@ def build_stage(
     trt, gpu = import_tensorrt(), require_gpu()
     version, device = str(trt.__version__), device_name(gpu)
     _require_new_enough(trt, bundle)
-    key = engine_key(bundle.manifest.files[stage.file].sha256, options, tensorrt=version, device=device)
+    key = engine_key(bundle.manifest.files[stage.file].sha256, stage, options, tensorrt=version, device=device)
     if any(record.key == key for record in bundle.manifest.engines.built):
         return bundle
     say(f"building {options.precision} engine of stage {stage.name}")

@@ -27,7 +27,9 @@ def latency_markdown(record: Record) -> str:
             `gflops` by variant where known, `dense`, the variant that the others are held against, and `bases`, the
             dense variant of the same runtime for those that have another one.
     """
-    parts = [_conditions(record), record["markdown"].rstrip(), _gpu(record), NOTE, _ratios(record)]
+    parts = [_conditions(record), record["markdown"].rstrip(), _gpu(record)]
+    if len(record["variants"]) > 1:  # a single one is nobody's ratio
+        parts += [NOTE, _ratios(record)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

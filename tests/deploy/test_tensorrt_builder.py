@@ -15,12 +15,14 @@ from tensorrt_double import API, VERSIONS, TensorRtDouble, built_in
 
 from altermoma.deploy import tensorrt_builder
 from altermoma.deploy.bundle import Bundle
+from altermoma.deploy.manifest import AxisRange, StageRecord
 from altermoma.deploy.tensorrt_api import network_flags, numpy_name, version_of
 from altermoma.deploy.tensorrt_builder import BuildOptions, build_engine, engine_key
 from altermoma.errors import EngineError
 from altermoma.recipe import BuilderRecipe
 
 DEPLOY = Path(tensorrt_builder.__file__).parent
+STAGE = StageRecord(name="s", file="", inputs=(), outputs=(), axes={"N": AxisRange(min=1, opt=5, max=9)})
 
 pytestmark = pytest.mark.skipif(not VERSIONS, reason="no TensorRT API files beside the checkout")
 
@@ -189,10 +191,12 @@ def test_failed_build_tells_the_builders_message(trt: TensorRtDouble, bundle: Bu
 
 
 def test_key_changes_with_everything_an_engine_depends_on() -> None:
-    base = {"onnx_sha256": "a", "options": BuildOptions(precision="fp16"), "tensorrt": "10.3.0", "device": "Orin"}
+    other = dataclasses.replace(STAGE, axes={"N": AxisRange(min=1, opt=5, max=10)})
+    base: dict[str, Any] = {"onnx_sha256": "a", "stage": STAGE, "options": BuildOptions(precision="fp16")}
+    base |= {"tensorrt": "10.3.0", "device": "Orin"}
     changes = {"onnx_sha256": "b", "options": BuildOptions(precision="fp32"), "tensorrt": "10.4", "device": "Thor"}
-    keys = {engine_key(**{**base, name: value}) for name, value in changes.items()}  # type: ignore[arg-type]
-    assert len(keys | {engine_key(**base)}) == 5  # type: ignore[arg-type]
+    keys = {engine_key(**{**base, name: value}) for name, value in {**changes, "stage": other}.items()}
+    assert len(keys | {engine_key(**base)}) == 6
 
 
 def test_key_changes_with_the_code_that_builds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -200,7 +204,7 @@ def test_key_changes_with_the_code_that_builds(monkeypatch: pytest.MonkeyPatch, 
 
     def key() -> str:
         tensorrt_builder.builder_revision.cache_clear()
-        return engine_key("a", BuildOptions(precision="fp16"), tensorrt="10.3.0", device="Orin")
+        return engine_key("a", STAGE, BuildOptions(precision="fp16"), tensorrt="10.3.0", device="Orin")
 
     before = key()
     for path in DEPLOY.glob("tensorrt_*.py"):

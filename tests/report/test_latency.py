@@ -61,3 +61,10 @@ def test_conditions_are_told(record: dict[str, Any]) -> None:
     assert "1234 points; Some CPU, kept on 1 of 2 CPUs" in page
     assert row(page, "power_w") == ["90", "300", "350"]
     assert "GPU meanwhile" not in latency_markdown({**record, "gpu": {}})
+
+
+def test_a_bundle_alone_has_no_ratios(record: dict[str, Any]) -> None:
+    """It may be a pruned one, which is no yardstick of itself."""
+    page = latency_markdown({**record, "variants": {"pruned": record["variants"]["pruned"]}, "dense": "pruned"})
+    assert "1234 points" in page
+    assert "/ dense" not in page
