@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 740.0, 300.0
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 250.0, 14.0, 40.0
+MARKS = 24
+"""Names below a plot that do not touch."""
 COLOURS = ("#1b6ca8", "#d1495b", "#2e933c", "#8a5ea8", "#e0912f", "#3aa6a0", "#777777", "#b07d62", "#4d4d4d")
 
 
@@ -82,9 +85,9 @@ def bar_plot(bars: Mapping[str, Mapping[str, float]], y: str) -> str:
                     f'height="{max(bottom - top, 0.5):.1f}" fill="{COLOURS[index % len(COLOURS)]}">'
                     f"<title>{escape(group)}, {escape(name)}: {found[name]:.3g}</title></rect>"
                 )
-        parts.append(
-            f'<text x="{start + room / 2:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{escape(group)}</text>'
-        )
+        if place % _every(len(bars)) == 0:
+            x, y_name = start + room / 2, HEIGHT - BOTTOM + 16
+            parts.append(f'<text x="{x:.1f}" y="{y_name}" text-anchor="middle">{escape(group)}</text>')
     parts += [
         f'<text x="{WIDTH - RIGHT + 8}" y="{TOP + 12 + 16 * index}" fill="{COLOURS[index % len(COLOURS)]}">'
         f"{escape(name)}</text>"
@@ -105,6 +108,20 @@ class _Scale:
         return self.start + share * (self.end - self.start)
 
 
+def round_values(low: float, high: float) -> list[float]:
+    """A few multiples of 1, 2 or 5 times a power of ten, from low to high."""
+    least = (high - low) / 7
+    power = 10.0 ** math.floor(math.log10(least))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= least)
+    # Adding 0 takes the sign off a zero.
+    return [round(number * step, 12) + 0.0 for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _every(count: int) -> int:
+    """Of so many marks in a row, every how many-th has room for its name."""
+    return math.ceil(count / MARKS)
+
+
 def _rounded(low: float, high: float) -> tuple[float, float]:
     """Ends a little outside, so that no point lies on the frame."""
     room = 0.06 * (high - low) or 0.5 * abs(high) or 1.0
@@ -113,7 +130,8 @@ def _rounded(low: float, high: float) -> tuple[float, float]:
 
 def _frame(axes: Axes, across: _Scale, up: _Scale, ends: tuple[float, float]) -> str:
     marks = "".join(
-        f'<text x="{across.at(x):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{x:g}</text>' for x in axes.marks
+        f'<text x="{across.at(x):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{x:g}</text>'
+        for x in axes.marks[:: _every(len(axes.marks))]
     )
     middle = (LEFT + WIDTH - RIGHT) / 2
     name = f'<text x="{middle:.1f}" y="{HEIGHT - 6}" text-anchor="middle" class="axis">{escape(axes.x)}</text>'
@@ -121,10 +139,8 @@ def _frame(axes: Axes, across: _Scale, up: _Scale, ends: tuple[float, float]) ->
 
 
 def _horizontal(up: _Scale, ends: tuple[float, float], name: str) -> str:
-    low, high = ends
     parts = []
-    for step in range(5):
-        value = low + step * (high - low) / 4
+    for value in round_values(*ends):
         y = up.at(value)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>')

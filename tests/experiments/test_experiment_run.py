@@ -10,6 +10,7 @@ import torch
 
 from altermoma.checkpoints.io import load_checkpoint, save_checkpoint
 from altermoma.data.synth import write_world
+from altermoma.experiments.front import front_of
 from altermoma.experiments.recipe import ExperimentRecipe, load_experiment
 from altermoma.experiments.run import run_experiment
 from altermoma.experiments.workbench import Workbench
@@ -69,6 +70,28 @@ def test_two_cells(name: str, inputs: tuple[str, str], tmp_path: Path, monkeypat
     again = run_experiment(recipe, tmp_path)
     assert again.records == found.records
     assert again.dense == found.dense
+
+
+def test_timed_cells(inputs: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A budget in milliseconds: the tables are measured for the first cell, the cut model beside the dense one."""
+    monkeypatch.setattr(stage_times, "KEPT", (1.0, 0.5))
+    monkeypatch.setattr(stage_times, "ROUNDS", 2)
+    recipe = reduced("front", inputs)
+    latency = load_experiment("front").variants[-1]
+    assert latency.budget == "latency"
+    recipe = dataclasses.replace(recipe, variants=(latency,), methods=("altermoma",), amounts=(0.15,))
+    found = run_experiment(recipe, tmp_path)
+    (record,) = found.records
+    assert record["removed"]["budget"] == "latency"
+    assert record["removed"]["got"] == pytest.approx(0.15, abs=0.05)
+    assert set(record["stage_ms"]) == {"dense", "cut"}
+    for times in record["stage_ms"].values():
+        assert set(times) == {"camera", "view", "lidar", "fusion", "head"}
+        assert min(times.values()) > 0.0
+    assert len(list((tmp_path / "latency").iterdir())) == 1
+    front = front_of(found)
+    assert front is not None
+    assert [point.amount for point in front.rows[latency.name]] == [0.15]
 
 
 def test_prune_with_another_method_and_a_latency_budget(

@@ -18,7 +18,7 @@ from altermoma.experiments import workbench
 from altermoma.experiments.cells import Cell, cells_of
 from altermoma.experiments.page import table_page
 from altermoma.experiments.paper import paper_figures
-from altermoma.experiments.plot import Axes, bar_plot, line_plot
+from altermoma.experiments.plot import Axes, bar_plot, line_plot, round_values
 from altermoma.experiments.recipe import ExperimentRecipe, Variant, load_experiment, shipped
 from altermoma.experiments.run import Outcome
 from altermoma.experiments.statistics import paired_difference, spread
@@ -210,6 +210,27 @@ def test_only_the_papers_weights_stand_beside_its_figures() -> None:
     assert table.entries["as printed", 0.9].paper == pytest.approx(63.5 - 67.8)
     assert table.entries["no redundancy", 0.9].paper is None
     assert table.begun == (0.9,)
+
+
+@pytest.mark.parametrize(
+    ("ends", "found"),
+    [
+        ((0.0, 20.7), [0.0, 5.0, 10.0, 15.0, 20.0]),
+        ((-4.07, 1.87), [-4.0, -3.0, -2.0, -1.0, 0.0, 1.0]),
+        ((68.9, 82.3), [70.0, 72.0, 74.0, 76.0, 78.0, 80.0, 82.0]),
+        ((0.45, 0.55), [0.46, 0.48, 0.5, 0.52, 0.54]),
+    ],
+)
+def test_axes_are_marked_at_round_values(ends: tuple[float, float], found: list[float]) -> None:
+    assert round_values(*ends) == found
+
+
+@pytest.mark.parametrize(("layers", "named"), [(24, 24), (25, 13), (70, 24)])
+def test_names_below_a_plot_leave_room(layers: int, named: int) -> None:
+    numbers = [float(number) for number in range(layers)]
+    drawn = line_plot({"a": [(x, x) for x in numbers]}, Axes(x="x", y="y", marks=numbers))
+    assert drawn.count('text-anchor="middle"') == named + 2, "and those of the axes"
+    assert bar_plot({f"{x:g}": {"a": x} for x in numbers}, "y").count('text-anchor="middle"') == named + 1
 
 
 def test_pages_and_plots_are_well_formed() -> None:
