@@ -18,7 +18,7 @@ import importlib.metadata
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from altermoma.deploy import vendor_feed
 from altermoma.deploy.manifest import (
@@ -38,6 +38,7 @@ from altermoma.deploy.reference import Reference, read_reference, write_referenc
 from altermoma.deploy.vendor_commands import FEED_FILE
 from altermoma.errors import BundleError
 from altermoma.geometry import Geometry
+from altermoma.recipe import Precision
 from altermoma.storage import atomic_path, sha256_of, write_bytes, write_text
 
 MANIFEST_FILE = "manifest.json"
@@ -124,10 +125,13 @@ class Bundle:
             BundleError: the bundle does not hold that precision.
         """
         if precision not in self.manifest.stages:
+            known = precision in get_args(Precision)
             raise BundleError(
                 f"bundle {self.folder} holds no {precision} graphs",
                 expected="one of " + ", ".join(self.manifest.precisions),
-                remedy=f"export with --engine {precision}",
+                remedy=f"export with --engine {precision}"
+                if precision in get_args(Precision)
+                else "choose one of these",
             )
         return self.manifest.stages[precision]
 

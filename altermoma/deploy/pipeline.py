@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from altermoma.deploy.bundle import Bundle
 from altermoma.deploy.manifest import STAGES
 from altermoma.deploy.stage_io import Arrays, StageRunner
-from altermoma.errors import BundleError, DataError
+from altermoma.errors import BundleError, DataError, UnsupportedError
 from altermoma.frames import BLACK_LEVEL, Boxes, Calibration
 from altermoma.geometry import Geometry
 from altermoma.ops.decode import decode, decode_map
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Backend = Literal["onnxruntime", "tensorrt"]
 Preparation = Literal["auto", "host", "device"]
+_WAYS = get_args(Preparation)
 
 PARTS: tuple[str, ...] = ("images", "depth", "voxels", "tables", *STAGES, "decode")
 """What a frame's time is made of, in order."""
@@ -122,7 +123,11 @@ class Pipeline:
         Raises:
             BundleError: the bundle is damaged, or lacks the precision.
             EngineError: `tensorrt` without a GPU, or without engines that were built for it.
+            UnsupportedError: another backend or preparation.
         """
+        for name, given, known in (("backend", backend, get_args(Backend)), ("preparation", preparation, _WAYS)):
+            if given not in known:
+                raise UnsupportedError(f"{name} {given!r}", expected=" or ".join(known), remedy="choose one of these")
         bundle = path if isinstance(path, Bundle) else Bundle.open(Path(path))
         chosen, geometry = choose_precision(bundle, precision), bundle.manifest.geometry
         if backend == "tensorrt":
@@ -169,8 +174,7 @@ class Pipeline:
     ) -> tuple[Arrays, tuple[str, ...], Stopwatch]:
         from altermoma.deploy.device_inputs import RawFrame
 
-        points_p5, late = _with_lags(points_p5, self.geometry)
-        _check_frame(cameras_vhw3, points_p5, calibration, self.geometry)
+        points_p5, late = _checked(cameras_vhw3, points_p5, calibration, self.geometry)
         answer = device.run(RawFrame(images_vhw3=cameras_vhw3, points_p5=points_p5, calibration=calibration))
         warnings = self._warnings(cameras_vhw3, calibration, seen=answer.seen, dropped=answer.dropped)
         return answer.outputs, warnings + late, Stopwatch(answer.timings_ms)
@@ -179,8 +183,7 @@ class Pipeline:
         self, cameras_vhw3: NDArray[np.uint8], points_p5: NDArray[np.float32], calibration: Calibration
     ) -> tuple[Arrays, tuple[str, ...]]:
         """Graph inputs by name, and warnings: the host's share of a frame. Arguments and errors as in a call."""
-        points_p5, late = _with_lags(points_p5, self.geometry)
-        _check_frame(cameras_vhw3, points_p5, calibration, self.geometry)
+        points_p5, late = _checked(cameras_vhw3, points_p5, calibration, self.geometry)
         dropped = self._preparer.dropped_voxels
         inputs = dict(self._preparer.prepare_parts(cameras_vhw3, points_p5, calibration))
         dropped = self._preparer.dropped_voxels - dropped
@@ -251,6 +254,23 @@ def _dead(cameras_vhw3: NDArray[np.uint8], calibration: Calibration) -> list[str
         for name, image in zip(calibration.camera_names, cameras_vhw3, strict=True)
         if image[::32].max() <= BLACK_LEVEL and image.max() <= BLACK_LEVEL
     ]
+
+
+def _checked(
+    cameras_vhw3: NDArray[np.uint8], points_p5: NDArray[np.float32], calibration: Calibration, geometry: Geometry
+) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+    """The points as the graphs take them, with warnings; an error for what is no frame."""
+    given: tuple[tuple[str, object, type], ...] = (
+        ("cameras_vhw3", cameras_vhw3, np.ndarray),
+        ("points_p5", points_p5, np.ndarray),
+        ("calibration", calibration, Calibration),
+    )
+    for name, value, kind in given:
+        if not isinstance(value, kind):
+            raise DataError(f"{name} is of type {type(value).__name__}", expected=kind.__name__, remedy=_FRAME)
+    points_p5, late = _with_lags(points_p5, geometry)
+    _check_frame(cameras_vhw3, points_p5, calibration, geometry)
+    return points_p5, late
 
 
 def _with_lags(points_p5: NDArray[np.float32], geometry: Geometry) -> tuple[NDArray[np.float32], tuple[str, ...]]:

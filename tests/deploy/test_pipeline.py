@@ -18,7 +18,7 @@ from altermoma.deploy.onnxruntime_backend import OnnxRuntimeStage
 from altermoma.deploy.pipeline import NO_POINTS, PARTS, Pipeline
 from altermoma.deploy.self_check import align_proposals, check_bundle
 from altermoma.deploy.stage_io import check_inputs
-from altermoma.errors import BundleError, DataError, EngineError
+from altermoma.errors import BundleError, DataError, EngineError, UnsupportedError
 from altermoma.frames import Frame
 from altermoma.ops.decode import decode
 from altermoma.ops.prepare import FramePreparer
@@ -170,6 +170,34 @@ def test_bad_frames_are_errors(pipeline: Pipeline, change: str, said: str) -> No
         pipeline(*bad(frame(1), change))
     assert caught.value.expected
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (0, [np.zeros((120, 160, 3), np.uint8)] * 2, "cameras_vhw3 is of type list"),
+        (0, None, "cameras_vhw3 is of type NoneType"),
+        (1, None, "points_p5 is of type NoneType"),
+        (2, None, "calibration is of type NoneType"),
+        (2, {"intrinsics": 1}, "calibration is of type dict"),
+    ],
+)
+def test_what_is_no_frame_is_an_error(pipeline: Pipeline, place: int, value: Any, said: str) -> None:
+    of = frame(1)
+    given: list[Any] = [of.images_vhw3, of.points_p5, of.calibration]
+    given[place] = value
+    with pytest.raises(DataError, match=said):
+        pipeline(*given)
+
+
+@pytest.mark.parametrize("asked", [{"backend": "cuda"}, {"preparation": "gpu"}])
+def test_what_there_is_not_is_no_fallback(bundle: Bundle, asked: dict[str, Any]) -> None:
+    ((name, value),) = asked.items()
+    with pytest.raises(UnsupportedError, match=f"{name} '{value}'"):
+        Pipeline.from_bundle(bundle, precision="fp32", **asked)
+    with pytest.raises(BundleError, match="holds no fp8 graphs") as caught:
+        Pipeline.from_bundle(bundle, precision="fp8")
+    assert "--engine" not in caught.value.remedy
 
 
 def test_self_check_passes_and_reports_every_output(bundle: Bundle) -> None:
