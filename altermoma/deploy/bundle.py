@@ -129,9 +129,7 @@ class Bundle:
             raise BundleError(
                 f"bundle {self.folder} holds no {precision} graphs",
                 expected="one of " + ", ".join(self.manifest.precisions),
-                remedy=f"export with --engine {precision}"
-                if precision in get_args(Precision)
-                else "choose one of these",
+                remedy=f"export with --engine {precision}" if known else "choose one of these",
             )
         return self.manifest.stages[precision]
 

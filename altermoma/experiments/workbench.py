@@ -142,7 +142,8 @@ class Workbench:
         recipe = cell.prune
         batches: Sequence[Batch] = scoring_batches(self.place, recipe) if batches_of(recipe) else ()
         by_weight = partial(weight_work, per=self.recipe.threshold)
-        make = by_weight if self.recipe.granularity == "weights" else channel_work
+        by_channel = partial(channel_work, tables=self._tables_for(recipe))
+        make = by_weight if self.recipe.granularity == "weights" else by_channel
         work = make(self.dense, batches, recipe, task_loss, reference_batch(self.place))
         rounds = dataclasses.replace(cell.finetune, steps=cell.prune.imp_steps)
         resumed = self._rounds(cell).is_dir()
@@ -160,13 +161,16 @@ class Workbench:
             report = sparsity_report(self.dense, masks)
             removed = {"weights": report.total, "by_partition": report.by_partition, "by_layer": report.by_layer}
             return Pruned(model=masked_model(self.dense, masks), masks=masks, removed=removed)
-        tables = self.tables if recipe.budget == "latency" else None
-        found = prune_by_scores(self.dense, scores, recipe, reference_batch(self.place), tables=tables)
+        tables, reference = self._tables_for(recipe), reference_batch(self.place)
+        found = prune_by_scores(self.dense, scores, recipe, reference, tables=tables)
         return Pruned(model=found.model, masks={}, removed=found.to_json())
 
-    @cached_property
-    def tables(self) -> Mapping[str, StageTable]:
-        """Milliseconds of the dense model's stages at several widths; measured once for all cells of a ground."""
+    def _tables_for(self, recipe: PruneRecipe) -> Mapping[str, StageTable] | None:
+        """Milliseconds of the dense model's stages at several widths, where the budget asks for them; measured once for
+        all cells of a ground.
+        """
+        if recipe.budget != "latency":
+            return None
         return latency_tables(self.place, self.dense, self.folder / "latency" / f"{content_key(self.ground)}.json")
 
     @cached_property
