@@ -101,11 +101,11 @@ HEAD = ("selection", "asked", "time left", "FLOPs left", "loss when cut", "mAP",
 
 
 def _cells(front: Front) -> list[tuple[str, ...]]:
-    return [
-        (row, f"{p.amount:.0%}", f"{p.time:.2f}", f"{p.flops:.2f}", f"{p.loss_cut:.2f}", f"{p.mAP:.1f}", str(p.seeds))
-        for row, points in front.rows.items()
-        for p in points
-    ]
+    def cells(row: str, point: Point) -> tuple[str, ...]:
+        left = f"{point.time:.2f}", f"{point.flops:.2f}"
+        return row, f"{100 * point.amount:g} %", *left, f"{point.loss_cut:.2f}", f"{point.mAP:.1f}", str(point.seeds)
+
+    return [cells(row, point) for row, points in front.rows.items() for point in points]
 
 
 def _compared(front: Front) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -154,6 +154,7 @@ def front_html(front: Front) -> str:
     return (
         f"<h2>Accuracy over measured time</h2><p>{escape(_told(front))}</p>"
         f'<div class="figures">{plot}</div>{rows_of(HEAD, _cells(front))}<p>{BETWEEN}</p>{rows_of(head, body)}'
+        "<h2>By what was asked</h2>"
     )
 
 

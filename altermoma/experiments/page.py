@@ -21,7 +21,8 @@ th, td { text-align: right; padding: 5px 8px; border-bottom: 1px solid var(--lin
 th:first-child, td:first-child { text-align: left; } th { color: var(--soft); font-weight: 500; font-size: 13px; }
 tr.reference { background: var(--mark); font-weight: 600; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 24px; }
-.wide { overflow-x: auto; } figure { margin: 0; } figcaption { color: var(--soft); font-size: 13px; max-width: 62ch; }
+.wide { overflow-x: auto; } figure { margin: 0; max-width: 740px; }
+figcaption { color: var(--soft); font-size: 13px; max-width: 62ch; }
 svg { width: 100%; height: auto; } svg text { font: 12px system-ui, sans-serif; }
 svg text:not([fill]) { fill: currentColor; } svg .grid { stroke: var(--line); } svg .axis { fill: var(--soft); }
 svg .level { stroke: var(--soft); stroke-dasharray: 5 4; }
@@ -41,7 +42,7 @@ def page(title: str, sections: Sequence[str]) -> str:
 
 
 def table_page(table: Table, more: Sequence[str] = ()) -> str:
-    """Plots first, then further sections, then the figures."""
+    """Further sections first, then plots, then the figures."""
     lines = {
         label: [(100 * a, table.entries[label, a].mAP.mean) for a in table.amounts if (label, a) in table.entries]
         for label in table.rows
@@ -64,7 +65,7 @@ def table_page(table: Table, more: Sequence[str] = ()) -> str:
     )
     if table.paper:
         intro += f'<p class="soft">Paper: points below its own dense model, {escape(table.paper.title)}.</p>'
-    sections = [intro, f'<div class="figures">{plots}</div>', *more]
+    sections = [intro, *more, f'<div class="figures">{plots}</div>']
     sections += [f"<h2>{100 * amount:g} % removed</h2>{_amount(table, amount)}" for amount in table.begun]
     if table.missing:
         first = escape(describe_missing(table.missing[0]))

@@ -110,7 +110,7 @@ class _Scale:
 
 def round_values(low: float, high: float) -> list[float]:
     """A few multiples of 1, 2 or 5 times a power of ten, from low to high."""
-    least = (high - low) / 7
+    least = (high - low) / 8
     power = 10.0 ** math.floor(math.log10(least))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= least)
     # Adding 0 takes the sign off a zero.

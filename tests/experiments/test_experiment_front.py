@@ -58,7 +58,7 @@ def test_rows_are_compared_where_they_take_the_same_time() -> None:
     text = front_markdown(front)
     assert "| mAP at a time of | 0.9 | 0.85 | 0.8 |" in text
     assert "| threshold | 79.0 | 76.5 | 74.0 |" in text
-    assert "| time | 20% | 0.80 | 0.80 | 2.00 | 79.0 | 1 |" in text
+    assert "| time | 20 % | 0.80 | 0.80 | 2.00 | 79.0 | 1 |" in text
     assert json.loads(json.dumps(front_json(front)))["rows"]["time"][0]["time"] == pytest.approx(0.8)
 
 
