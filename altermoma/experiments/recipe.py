@@ -30,15 +30,17 @@ RECIPES = "recipes"
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """AlterMOMA with other weights, another reactivation or another selection: a row of its own. 0 and "" take the
-    recipe's [prune]."""
+    """AlterMOMA with weights, a reactivation or a selection of its own, a row; the weights' defaults are the paper's.
+
+    0 and "" take the recipe's [prune].
+    """
 
     name: str
     beta: float = 1.0
     redundancy: Redundancy = "difference"
     unit: Unit = "share"
     score_batches: int = 0
-    score_rounds: int = 0
+    score_rounds: int = 1
     reactivation_batches: int = 0
     reri_batches: int = 0
     reactivation_lr: float = 0.0
@@ -49,7 +51,7 @@ class Variant:
     @property
     def published(self) -> bool:
         """Whether the weights are the paper's: what it did with batches and rates is open."""
-        return (self.beta, self.redundancy, self.unit) == (1.0, "difference", "share") and self.score_rounds < 2
+        return (self.beta, self.redundancy, self.unit) == (1.0, "difference", "share") and self.score_rounds == 1
 
     def of(self, recipe: PruneRecipe) -> PruneRecipe:
         """The recipe as this variant has it."""

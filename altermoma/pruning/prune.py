@@ -100,9 +100,15 @@ def prune(
             expected=f"{needed} or more",
             remedy="lower prune.score_batches and prune.reactivation_batches, or give more frames",
         )
-    plan = plan_pruning(model, recipe, batches[0][0] if reference is None else reference)
-    scores = score(model, plan.scoped, batches, recipe, loss_fn, kept) if recipe.amount > 0 else {}
-    return _carried_out(plan, model, scores)
+    from altermoma.pruning.methods.choose import scores_of
+    from altermoma.pruning.methods.work import channel_work
+
+    frame = batches[0][0] if reference is None else reference
+    scores: ChannelVectors = {}
+    if recipe.amount > 0:
+        work = channel_work(model, batches, recipe, loss_fn, frame)
+        scores = scores_of(replace(work, kept=kept or Kept())).scores
+    return prune_by_scores(model, scores, recipe, frame)
 
 
 def prune_by_scores(
@@ -209,11 +215,12 @@ def batches_needed(recipe: PruneRecipe) -> int:
 def passes_of(recipe: PruneRecipe) -> int:
     """Forward and backward passes of AlterMOMA's scoring of all partitions; those with a branch masked are cheaper.
 
-    With two batches for DeCI and one for ReRI they are 2 B + 4 for B reactivation batches.
+    With two batches for DeCI and one for ReRI they are 2 B + 4 for B reactivation batches; every further round measures
+    DeCI once more.
     """
     terms = min(recipe.reri_batches, recipe.reactivation_batches)
     masked = recipe.reactivation_batches + 2 * terms - 1
-    return recipe.score_batches * bool(recipe.alpha) + 2 * masked * bool(recipe.beta)
+    return recipe.score_rounds * recipe.score_batches * bool(recipe.alpha) + 2 * masked * bool(recipe.beta)
 
 
 def score(
@@ -224,7 +231,7 @@ def score(
     loss_fn: LossFunction,
     kept: Kept | None = None,
 ) -> ChannelVectors:
-    """AlterEva scores of the groups, with the recipe's batches and weights (see `prune`)."""
+    """AlterEva scores of the groups at the model's weights as they are: of one round (`methods.altermoma` has more)."""
     return score_terms(model, ChannelTerms(model, groups, recipe.aggregation), batches, recipe, loss_fn, kept)
 
 
@@ -236,7 +243,7 @@ def score_terms(
     loss_fn: LossFunction,
     kept: Kept | None = None,
 ) -> ChannelVectors:
-    """AlterEva scores of channels or single elements, as the terms say."""
+    """AlterEva scores of one round, of channels or single elements, as the terms say."""
     indicators = indicators_of(model, terms, batches, recipe, loss_fn, kept)
     return altereva(terms.groups, indicators, altereva_options(recipe))
 

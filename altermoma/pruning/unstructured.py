@@ -73,7 +73,7 @@ class ElementTerms:
 def element_scores(
     model: nn.Module, batches: Sequence[Batch], recipe: PruneRecipe, loss_fn: LossFunction
 ) -> ChannelVectors:
-    """AlterEva score (eq. 11-13) of every weight in the recipe's scope, flat by weight name. See `prune.score`."""
+    """AlterEva score (eq. 11-13) of every weight in the recipe's scope, flat by name: one round of `prune.score`."""
     return score_terms(model, ElementTerms(model, recipe.scope), batches, recipe, loss_fn)
 
 

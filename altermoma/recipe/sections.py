@@ -65,8 +65,8 @@ class PruneRecipe:
             The paper has one (altermoma.pruning.methods.altermoma).
         reactivation_batches: gradient steps of the reactivation.
         reri_batches: for the redundancy, the first of the reactivation's.
-        alpha, beta: weights of contribution and redundancy. The paper's are 1 and 1; with a quarter the shipped model
-            loses much less (docs/benchmarks/experiments.md).
+        alpha, beta: weights of contribution and redundancy. The paper's are 1 and 1, in one round and in shares; what
+            these and the defaults do is in docs/benchmarks/experiments.md.
         redundancy: how it lowers the contribution: the paper's difference, or a factor (altermoma.pruning.altereva).
         unit: of the scores across partitions: shares of each partition, as in the paper, or loss.
         batch_size: frames of each.
@@ -90,12 +90,12 @@ class PruneRecipe:
     alpha: float = 1.0
     beta: float = 0.25
     score_batches: int = 0
-    score_rounds: int = 1
+    score_rounds: int = 4
     reactivation_batches: int = 0
     reri_batches: int = 0
     reactivation_lr: float = 1e-3
     redundancy: Redundancy = "difference"
-    unit: Unit = "share"
+    unit: Unit = "loss"
     batch_size: int = 0
     norms: Norms = "running"
     aggregation: Literal["channel", "element"] = "channel"

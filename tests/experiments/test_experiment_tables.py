@@ -92,9 +92,9 @@ def test_a_key_changes_with_what_decides_the_cell_and_with_nothing_else() -> Non
     assert keys("snip", beta=0.5) == (False, False)
     assert keys("snip", prospr_lr=0.5) == (False, False)
     assert keys("snip", norms="batch") == keys("altermoma", norms="batch") == (True, True)
-    assert keys("altermoma", norms="running", score_rounds=1) == (False, False)
-    assert keys("altermoma", score_rounds=4) == (True, True)
-    assert keys("snip", score_rounds=4) == (False, False)
+    assert keys("altermoma", norms="running", score_rounds=4) == (False, False)
+    assert keys("altermoma", score_rounds=8) == (True, True)
+    assert keys("snip", score_rounds=8) == (False, False)
     assert keys("snip", amount=0.8) == (True, False), "one scoring serves all amounts"
     assert keys("snip", method="synflow", amount=0.8)[1]
     assert keys("snip", channel_step=32) == (False, False), "single weights have no channel step"

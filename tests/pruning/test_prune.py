@@ -23,6 +23,8 @@ from altermoma.recipe import Partition, PruneRecipe
 
 RECIPE = PruneRecipe(
     beta=1.0,
+    unit="share",
+    score_rounds=1,
     amount=0.5,
     channel_step=8,
     min_channels=8,

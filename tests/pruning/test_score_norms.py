@@ -97,6 +97,7 @@ def test_the_recipe_decides(method: str) -> None:
         method=method,  # type: ignore[arg-type]
         amount=0.5,
         beta=0.0,
+        score_rounds=1,
         score_batches=2,
         reactivation_batches=1,
         reri_batches=1,

@@ -23,7 +23,14 @@ from altermoma.pruning.unstructured import element_scores, global_masks
 from altermoma.recipe import PruneRecipe
 
 RECIPE = PruneRecipe(
-    amount=0.8, beta=0.0, score_batches=2, reactivation_batches=2, reri_batches=1, batch_size=2, score_rounds=3
+    amount=0.8,
+    beta=0.0,
+    unit="share",
+    score_batches=2,
+    reactivation_batches=2,
+    reri_batches=1,
+    batch_size=2,
+    score_rounds=3,
 )
 PARTITIONS = {"cam1": "camera", "cam2": "camera", "lid1": "lidar", "lid2": "lidar", "fuse": "fusion", "head": "fusion"}
 

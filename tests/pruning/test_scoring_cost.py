@@ -21,11 +21,17 @@ from altermoma.pruning.methods.work import weight_work
 from altermoma.pruning.prune import passes_of
 from altermoma.recipe import PruneRecipe
 
-LEAN = PruneRecipe(amount=0.5, score_batches=2, reactivation_batches=6, reri_batches=1)
+LEAN = PruneRecipe(amount=0.5, score_rounds=1, score_batches=2, reactivation_batches=6, reri_batches=1)
 
 
 @pytest.mark.parametrize(
-    "recipe", [LEAN, dataclasses.replace(LEAN, reri_batches=3), dataclasses.replace(LEAN, reactivation_batches=1)]
+    "recipe",
+    [
+        LEAN,
+        dataclasses.replace(LEAN, reri_batches=3),
+        dataclasses.replace(LEAN, reactivation_batches=1),
+        dataclasses.replace(LEAN, score_rounds=4),
+    ],
 )
 def test_passes(recipe: PruneRecipe) -> None:
     model, calls = toy_model(), []

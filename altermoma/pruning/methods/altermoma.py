@@ -3,7 +3,8 @@
 Indicators are slopes at the dense weights: they tell what removing a little does. Of nine tenths that go at once most
 slopes change on the way. In rounds a part goes, and the contribution of what stays is measured again, as FORCE (de
 Jorge et al., ICLR 2021) does with SNIP: what a removed unit shared with another is then the other's alone. The
-redundancy is that of the dense model, as in the paper, which has one round.
+redundancy is that of the dense model, as in the paper, which has one round: it takes the same part of each contribution
+in all rounds.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import dataclasses
 import torch
 
 from altermoma.progress import track
-from altermoma.pruning.altereva import Indicators, altereva
+from altermoma.pruning.altereva import altereva
 from altermoma.pruning.channels import ChannelVectors
 from altermoma.pruning.masking import preserved
 from altermoma.pruning.methods.scoring import Scoring, mean_magnitude, share_of_round
@@ -23,27 +24,34 @@ from altermoma.pruning.unstructured import apply_masks
 
 def altermoma_scores(work: Scoring) -> ChannelVectors:
     """Scores after `score_rounds` rounds; what earlier rounds removed has the lowest."""
-    rounds = work.recipe.score_rounds
+    rounds, options = work.recipe.score_rounds, altereva_options(work.recipe)
     dense = indicators_of(work.model, work.terms, work.batches, work.recipe, work.loss_fn, work.kept)
-    scores = altereva(work.terms.groups, dense, altereva_options(work.recipe))
+    scores = altereva(work.terms.groups, dense, options)
+    if rounds == 1:
+        return scores
+    worth = _worth(scores, altereva(work.terms.groups, dense, dataclasses.replace(options, beta=0.0)))
     with preserved(work.model):
         for done in track(range(1, rounds), "Rounds of AlterMOMA"):
-            masks = work.cut(scores, share_of_round(work.recipe.amount, done, rounds))
-            apply_masks(work.model, masks)
-            scores = _scored_again(work, dense, done)
+            apply_masks(work.model, work.cut(scores, share_of_round(work.recipe.amount, done, rounds)))
+            scores = _scored_again(work, worth, done)
     return scores
 
 
-def _scored_again(work: Scoring, dense: Indicators, done: int) -> ChannelVectors:
+def _worth(scores: ChannelVectors, contributions: ChannelVectors) -> ChannelVectors:
+    """What redundancy leaves of each unit's contribution in the dense model: 1 is all of it."""
+    return {
+        name: torch.where(contribution > 0, scores[name] / contribution, 1.0)
+        for name, contribution in contributions.items()
+    }
+
+
+def _scored_again(work: Scoring, worth: ChannelVectors, done: int) -> ChannelVectors:
     """Scores of a model from which `done` rounds have removed something."""
     contribution = dataclasses.replace(work.recipe, beta=0.0)
     kept = work.kept.within(f"round-{done}")
     found = indicators_of(work.model, work.terms, work.batches, contribution, work.loss_fn, kept)
-    stays = {name: size.cpu() > 0 for name, size in mean_magnitude(work.model, work.terms).items()}
-    left = Indicators(
-        deci=found.deci,
-        reri={masked: {name: lost[name] * stays[name] for name in lost} for masked, lost in dense.reri.items()},
-    )
-    scores = altereva(work.terms.groups, left, altereva_options(work.recipe))
+    now = altereva(work.terms.groups, found, altereva_options(contribution))
+    scores = {name: vector * worth[name] for name, vector in now.items()}
     below = min(float(vector.min()) for vector in scores.values()) - 1.0
+    stays = {name: size.cpu() > 0 for name, size in mean_magnitude(work.model, work.terms).items()}
     return {name: torch.where(stays[name], vector, below) for name, vector in scores.items()}
