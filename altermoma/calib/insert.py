@@ -184,7 +184,7 @@ class _Inserter:
     def _bias_behind(self, product: Product, scales: NDArray[np.float32]) -> None:
         """ONNX Runtime makes one product of a MatMul and the bias that is added to it: in int8 if the bias is int32."""
         readers = self.readers.get(product.result, [])
-        if len(readers) != 1 or readers[0].op_type != "Add" or product.result in self.public:
+        if len(readers) != 1 or readers[0].op_type != "Add" or product.result in (self.public | self.behind.keys()):
             return
         for i, name in enumerate(readers[0].input):
             if name in self.constants and self.constants[name].shape == scales.shape:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import onnx
 
 from altermoma.calib.insert import ONNX_RUNTIME, Dialect, insert
 from altermoma.calib.observe import Watched
 from altermoma.calib.placement import needed, place
+from altermoma.calib.pointwise import rows_as_convolutions, shapes_of
 from altermoma.calib.products import Product, find_products
 from altermoma.calib.scales import Range
 from altermoma.calib.segments import prepare
@@ -23,6 +25,11 @@ class StagePlan:
     contract: StageContract
     graph: onnx.ModelProto
     products: tuple[Product, ...]
+
+    @cached_property
+    def shapes(self) -> dict[str, list[int | str | None] | None]:
+        """Dimensions of what the products compute, by tensor name."""
+        return shapes_of(self.graph, [item.result for item in self.products])
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -74,7 +81,10 @@ def quantised(
     """The stage's graph with these groups in int8; the prepared graph itself where it has none of them."""
     chosen = plan.chosen(groups)
     placement = place(plan.graph, chosen, results=dialect.results)
-    return insert(plan.graph, chosen, placement, ranges, dialect)
+    model = insert(plan.graph, chosen, placement, ranges, dialect)
+    if dialect.results:
+        rows_as_convolutions(model, plan.shapes)
+    return model
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,7 +61,7 @@ class _Planner:
         self.products = products
         self.results = results
         self.makers, self.all_readers = producers(model), consumers(model)
-        self.constants = set(initializers(model))
+        self.constants = initializers(model)
         self.public = {item.name for item in model.graph.output}
         self.chosen = {product.node for product in products}
         self.parent: dict[str, str] = {}
@@ -147,15 +147,26 @@ class _Planner:
         addition = self._only(end, "Add") or self._addition_behind_joint(end)
         if addition is not None and self._is_residual(addition):
             self._add_shortcut(addition)
-        elif self.results and (product.op == "Conv" or end != product.result) and end not in self.points:
+        elif self.results and product.weight and end not in self.points:
             self._source(end)
         if end in self.points:
             # The kernel writes int8: whoever reads it reads int8.
             self.readers.setdefault(end, set()).update(node.name for node in self.all_readers.get(end, []))
 
     def _end_of(self, name: str) -> str:
+        """What comes behind a product's own bias and ReLU.
+
+        A bias with several readers behind it stays in float: ONNX Runtime gives each reader a dequantiser of its own,
+        and knows no GELU then; of a bias behind a pair and the GELU it makes one kernel.
+        """
+        bias = self._only(name, "Add")
+        if bias is not None and len(self.all_readers.get(bias.output[0], [])) == 1 and self._adds_vector(bias):
+            name = bias.output[0]
         relu = self._only(name, "Relu")
         return relu.output[0] if relu is not None else name
+
+    def _adds_vector(self, add: onnx.NodeProto) -> bool:
+        return any(len(self.constants[part].dims) == 1 for part in add.input if part in self.constants)
 
     def _only(self, name: str, op: str) -> onnx.NodeProto | None:
         """The one reader of a tensor, where it is of this kind."""

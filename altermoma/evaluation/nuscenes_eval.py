@@ -19,6 +19,7 @@ import numpy as np
 from altermoma.data.nuscenes import NuScenesReader
 from altermoma.data.poses import quaternion_product
 from altermoma.errors import DataError
+from altermoma.evaluation.paired import Matches, match
 from altermoma.frames import CLASS_NAMES, Boxes
 
 MAX_BOXES = 500
@@ -68,21 +69,28 @@ def evaluate(reader: NuScenesReader, split: str, detections: Mapping[str, Boxes]
     Raises:
         DataError: detections for other samples than the split's, boxes that are not finite, or a split without truth.
     """
-    tokens = reader.tokens(split)
-    _check_tokens(tokens, detections, split)
-    if not any(len(truth[0]) for truth in map(reader.truth, tokens) if truth is not None):
-        raise DataError(f"split {split!r} has no annotated boxes", expected="a split with truth, not a test set")
-    results = {token: result_records(reader, token, detections[token]) for token in tokens}
-    if not any(results.values()):
-        results[tokens[0]] = [_decoy(reader, tokens[0])]
-    summary = _official(reader, split, results)
+    with _loaded(reader, split, detections) as official:
+        return _metrics(official, detections)
+
+
+def evaluate_matches(
+    reader: NuScenesReader, split: str, detections: Mapping[str, Boxes]
+) -> tuple[DetectionMetrics, Matches]:
+    """The same with what `paired.compare` tells the noise of a difference from. Errors as `evaluate`."""
+    with _loaded(reader, split, detections) as official:
+        return _metrics(official, detections), match(official, CLASS_NAMES)
+
+
+def _metrics(official: Any, detections: Mapping[str, Boxes]) -> DetectionMetrics:
+    metrics, _ = official.evaluate()
+    summary = metrics.serialize()
     return DetectionMetrics(
         mAP=float(summary["mean_ap"]),
         NDS=float(summary["nd_score"]),
         per_class_ap={name: float(summary["mean_dist_aps"][name]) for name in CLASS_NAMES},
         tp_errors={name: float(value) for name, value in summary["tp_errors"].items()},
-        frames=len(tokens),
-        boxes=sum(len(detections[token]) for token in tokens),
+        frames=len(detections),
+        boxes=sum(map(len, detections.values())),
     )
 
 
@@ -143,7 +151,16 @@ def _decoy(reader: NuScenesReader, token: str) -> dict[str, Any]:
     return result_records(reader, token, far)[0]
 
 
-def _official(reader: NuScenesReader, split: str, results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+@contextlib.contextmanager
+def _loaded(reader: NuScenesReader, split: str, detections: Mapping[str, Boxes]) -> Iterator[Any]:
+    """The devkit's evaluation of these detections, ready to be run; silent."""
+    tokens = reader.tokens(split)
+    _check_tokens(tokens, detections, split)
+    if not any(len(truth[0]) for truth in map(reader.truth, tokens) if truth is not None):
+        raise DataError(f"split {split!r} has no annotated boxes", expected="a split with truth, not a test set")
+    results = {token: result_records(reader, token, detections[token]) for token in tokens}
+    if not any(results.values()):
+        results[tokens[0]] = [_decoy(reader, tokens[0])]
     meta = {f"use_{name}": name in ("camera", "lidar") for name in ("camera", "lidar", "radar", "map", "external")}
     with tempfile.TemporaryDirectory(prefix="altermoma-eval-") as folder, _quiet():
         from nuscenes.eval.common.config import config_factory
@@ -151,12 +168,9 @@ def _official(reader: NuScenesReader, split: str, results: dict[str, list[dict[s
 
         path = Path(folder) / "results.json"
         path.write_text(json.dumps({"meta": meta, "results": results}), encoding="utf-8")
-        official = DetectionEval(
+        yield DetectionEval(
             _database(reader), config_factory("detection_cvpr_2019"), str(path), split, output_dir=folder, verbose=False
         )
-        metrics, _ = official.evaluate()
-        summary: dict[str, Any] = metrics.serialize()
-    return summary
 
 
 def _database(reader: NuScenesReader) -> Any:
