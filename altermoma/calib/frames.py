@@ -20,6 +20,7 @@ from altermoma.progress import track
 from altermoma.storage import content_key, write_json
 
 SCHEMA = 1
+_ANEW = "name the frames.json of a calibration, or leave calibration.manifest out: frames are then chosen anew"
 _BANDS_M = (20.0, 40.0)
 """Near, middle and far."""
 
@@ -162,9 +163,13 @@ def read_manifest(path: Path) -> FrameManifest:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise DataError(f"no calibration manifest at {path}", expected="a JSON file that altermoma wrote") from error
+        raise DataError(
+            f"no calibration manifest at {path}", expected="a JSON file that altermoma wrote", remedy=_ANEW
+        ) from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path} cannot be read as JSON: {error}", expected="a calibration manifest") from error
+        raise DataError(
+            f"{path} cannot be read as JSON: {error}", expected="a calibration manifest", remedy=_ANEW
+        ) from error
     return parse_manifest(record, str(path))
 
 
@@ -183,19 +188,21 @@ def parse_manifest(record: Any, source: str) -> FrameManifest:
         raise DataError(
             f"{source} is no calibration manifest: {error!r}",
             expected="a file that altermoma wrote",
-            remedy="leave calibration.manifest out: frames are then chosen anew",
+            remedy=_ANEW,
         ) from error
     if schema != SCHEMA:
-        raise DataError(f"{source} has schema {schema!r}", expected=f"schema {SCHEMA}")
+        raise DataError(f"{source} has schema {schema!r}", expected=f"schema {SCHEMA}", remedy=_ANEW)
     if not frames:
         raise DataError(
             f"{source} names no frames",
             expected="at least one calibration frame",
-            remedy="leave calibration.manifest out: frames are then chosen anew",
+            remedy=_ANEW,
         )
     if key != manifest.key:
         raise DataError(
-            f"{source} was altered: its key does not fit its frames", expected="the manifest as it was written"
+            f"{source} was altered: its key does not fit its frames",
+            expected="the manifest as it was written",
+            remedy=_ANEW,
         )
     return manifest
 

@@ -189,7 +189,9 @@ def known_ranges(recipe: Recipe, fp32: ExportResult, manifest: FrameManifest, se
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"cannot read ranges {path}: {error}", expected="a ranges.json of altermoma calibrate"
+            f"cannot read ranges {path}: {error}",
+            expected="a ranges.json of altermoma calibrate",
+            remedy="name that file and the frames.json beside it, or leave both out: ranges are then found anew",
         ) from error
     found = from_text(text, str(path))
     found.check(recipe.model, {name: graph_key(graph) for name, graph in fp32.stages.items()}, manifest.key)
