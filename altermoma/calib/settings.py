@@ -47,7 +47,7 @@ class CalibrationSettings:
     pool: int = 160
     seed: int = 0
     method: Method = "percentile"
-    percentile: float = 99.999
+    percentile: float = 99.99
     methods: StageMethods = field(default_factory=StageMethods)
     keep: tuple[str, ...] = ()
     number: Literal["int8", "fp8"] = "int8"
