@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from altermoma.cli.console import new_app
+from altermoma.errors import DataError, RecipeError
 
 app = new_app("Make and inspect data sets.")
 
@@ -26,12 +27,30 @@ def synth(
     ] = None,
     scenes: Annotated[int, typer.Option(help="Scenes; the first ten carry the names of nuScenes' mini split.")] = 10,
     seed: Annotated[int, typer.Option(help="Same seed, same world, byte for byte.")] = 7,
+    after: Annotated[
+        int, typer.Option(min=0, help="Skip as many scenes first: a world of scenes that models of these never saw.")
+    ] = 0,
 ) -> None:
     """Write the synthetic world: cameras, LiDAR and radars in the nuScenes schema, readable by the nuscenes-devkit."""
     from altermoma.data.synth import cached_world, write_world
 
-    root = cached_world(scenes, seed) if out is None else write_world(out, scenes=scenes, seed=seed)
-    print(root)
+    if after and out is None:
+        raise RecipeError(f"--after {after} without --out", expected="both", remedy="name a new folder")
+    if out is None:
+        print(cached_world(scenes, seed))
+    elif after:
+        print(write_world(out, names=_names_after(after, scenes), seed=seed))
+    else:
+        print(write_world(out, scenes=scenes, seed=seed))
+
+
+def _names_after(after: int, scenes: int) -> tuple[str, ...]:
+    from altermoma.data.synth.splits import scene_names
+
+    try:
+        return scene_names(after + scenes if scenes > 0 else scenes)[after:]
+    except ValueError as error:
+        raise DataError(str(error), expected="fewer scenes", remedy="lower --scenes or --after") from error
 
 
 @app.command()

@@ -228,6 +228,9 @@ def test_a_gpu_that_is_too_small_says_what_helps(run: Run, monkeypatch: pytest.M
     [
         (("data", "synth", "--seed", "-1", "--out", "world"), "seed -1"),
         (("data", "synth", "--scenes", "0", "--out", "world"), "not 0"),
+        (("data", "synth", "--scenes", "0", "--after", "48", "--out", "world"), "not 0"),
+        (("data", "synth", "--scenes", "100", "--after", "48", "--out", "world"), "not 148"),
+        (("data", "synth", "--after", "48"), "--after 48 without --out"),
         (("data", "synth", "--out", "full"), "full is not an empty folder"),
         (("prune", "--out", "full"), "full is a folder"),
         (("prune", "--out", "/proc/pruned.safetensors"), "cannot write /proc/pruned.safetensors"),

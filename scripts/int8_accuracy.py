@@ -1,0 +1,129 @@
+"""What int8 costs in mAP, with the error of that difference: bundles x calibrators x runtimes, on scenes of their own.
+
+Each bundle's fp32 graphs are calibrated anew on frames of --data, once by each method, and scored on the frames of
+another world that no model has seen. Differences are paired, their error is over scenes. What was scored is kept.
+
+    python scripts/int8_accuracy.py --data world48 --validation unseen --work acc --methods percentile:99.99 mse \
+        dense=bundles/dense pruned=bundles/pruned
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+
+from altermoma.calib.frames import choose_frames
+from altermoma.calib.insert import ONNX_RUNTIME, tensorrt_dialect
+from altermoma.calib.int8 import StagePlan, chosen_groups, plan_stages, quantised, watch
+from altermoma.calib.mixed import mixed
+from altermoma.calib.observe import observe
+from altermoma.calib.ranges import find_ranges
+from altermoma.calib.scales import Range
+from altermoma.calib.settings import CalibrationSettings, load_settings
+from altermoma.calib.trials import Run, chain
+from altermoma.deploy.bundle import Bundle
+from altermoma.evaluation.nuscenes_eval import DetectionMetrics, evaluate_matches
+from altermoma.evaluation.paired import Matches, compare
+from altermoma.evaluation.predict import detect_with
+from altermoma.export.contract import load_contract
+from altermoma.export.passes.emulate_half import emulate_half
+from altermoma.ops.prepare import FramePreparer
+from altermoma.recipe import DataRecipe, Recipe
+from altermoma.workflow.detections import keep_detections, read_detections
+from altermoma.workflow.place import Workplace
+
+Ranges = Mapping[str, Mapping[str, Range]]
+
+
+def place_of(model: str, root: str, split: str) -> Workplace:
+    data = dataclasses.replace(DataRecipe(), root=root, train_split=split, val_split=split)
+    return Workplace(Recipe(model=model, data=data))
+
+
+def calibrated(
+    asked: argparse.Namespace, name: str, bundle: Bundle, plans: Mapping[str, StagePlan]
+) -> dict[str, Ranges]:
+    """Ranges by method, from one pass over the frames."""
+    place = place_of(str(bundle.manifest.recipe["model"]), asked.data, asked.data_split)
+    geometry, settings = bundle.manifest.geometry, load_settings(asked.recipe)
+    tokens = place.reader.tokens(asked.data_split)
+    frames = choose_frames(place.reader, tokens, geometry, count=settings.frames, pool=settings.pool)
+    preparer, groups = FramePreparer(geometry), chosen_groups(plans, settings.keeps)
+    found = observe(
+        watch(plans, groups),
+        [frame.token for frame in frames],
+        lambda token: dict(preparer.prepare(place.reader.read(token))),
+        asked.work / f"{name}-statistics.npz",
+    )
+    return {method: find_ranges(found, settings_of(settings, method)) for method in asked.methods}
+
+
+def settings_of(settings: CalibrationSettings, method: str) -> CalibrationSettings:
+    kind, _, percent = method.partition(":")
+    share = float(percent) if percent else settings.percentile
+    return dataclasses.replace(settings, method=kind, percentile=share)  # type: ignore[arg-type]  # checked as it is used
+
+
+def runs_of(asked: argparse.Namespace, name: str, bundle: Bundle) -> dict[str, Run]:
+    """fp32, and int8 by method and runtime: TensorRT's graphs with every rounding written out."""
+    contract = load_contract(str(bundle.manifest.recipe["model"]))
+    records = bundle.stages("fp32")
+    floats = {name: onnx.load_model_from_string(bundle.graph(record)) for name, record in records.items()}
+    plans = plan_stages(floats, contract)
+    groups = chosen_groups(plans, load_settings(asked.recipe).keeps)
+    runs = {"fp32": chain(plans_as_graphs(plans))}
+    for method, ranges in calibrated(asked, name, bundle, plans).items():
+        for runtime, dialect in (("tensorrt", tensorrt_dialect((10, 3))), ("onnxruntime", ONNX_RUNTIME)):
+            graphs = {stage: quantised(plan, groups, ranges[stage], dialect) for stage, plan in plans.items()}
+            if runtime == "tensorrt":
+                graphs = {stage: emulate_half(mixed(graph, plans[stage].contract)) for stage, graph in graphs.items()}
+            runs[f"{method} {runtime}"] = chain(graphs)
+    return runs
+
+
+def plans_as_graphs(plans: Mapping[str, StagePlan]) -> dict[str, onnx.ModelProto]:
+    return {name: plan.graph for name, plan in plans.items()}
+
+
+def scored(asked: argparse.Namespace, name: str, bundle: Bundle) -> dict[str, tuple[DetectionMetrics, Matches]]:
+    place = place_of(str(bundle.manifest.recipe["model"]), asked.validation, asked.split)
+    frames = place.val_for(bundle.manifest.geometry)
+    found = {}
+    for title, run in runs_of(asked, name, bundle).items():
+        file = asked.work / f"{name}-{title.replace(' ', '-').replace(':', '-')}.npz"
+        keep_detections(file, lambda start, run=run: detect_with(run, frames, start=start))  # type: ignore[misc]
+        found[title] = evaluate_matches(place.reader, asked.split, read_detections(file))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundles", nargs="+", metavar="NAME=FOLDER")
+    parser.add_argument("--data", required=True, help="nuScenes folder with the calibration frames")
+    parser.add_argument("--data-split", default="synth_train")
+    parser.add_argument("--validation", required=True, help="nuScenes folder that is scored")
+    parser.add_argument("--split", default="synth_train", help="of the folder that is scored")
+    parser.add_argument("--recipe", default="synthetic", help="calibration recipe: frames and what stays out of int8")
+    parser.add_argument("--methods", nargs="+", default=["percentile"], metavar="METHOD[:PERCENT]")
+    parser.add_argument("--work", type=Path, required=True, help="folder for unfinished work")
+    asked = parser.parse_args()
+    asked.work.mkdir(parents=True, exist_ok=True)
+    reader = place_of("bevfusion-tiny", asked.validation, asked.split).reader
+    scenes = [reader.tables.samples[token].scene for token in reader.tokens(asked.split)]
+    print("| model | graphs | mAP | NDS | mAP lost | error | 95 % |\n|---|---|---|---|---|---|---|")
+    for name, _, folder in (item.partition("=") for item in asked.bundles):
+        found = scored(asked, name, Bundle.open(Path(folder)))
+        for title, (metrics, matches) in found.items():
+            apart = compare(matches, found["fp32"][1], scenes)
+            print(
+                f"| {name} | {title} | {100 * metrics.mAP:.2f} | {100 * metrics.NDS:.2f} | {-apart.points:+.2f} | "
+                f"{apart.error:.2f} | {-apart.high:+.2f} to {-apart.low:+.2f} |"
+            )
+
+
+if __name__ == "__main__":
+    main()
