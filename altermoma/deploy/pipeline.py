@@ -18,7 +18,7 @@ from altermoma.errors import BundleError, DataError, UnsupportedError
 from altermoma.frames import BLACK_LEVEL, Boxes, Calibration
 from altermoma.geometry import Geometry
 from altermoma.ops.decode import decode, decode_map
-from altermoma.ops.prepare import FramePreparer, dropped_warning, nothing_seen
+from altermoma.ops.prepare import FramePreparer, dropped_warning, nothing_seen, unusable_points
 
 if TYPE_CHECKING:
     from altermoma.deploy.device_frame import DeviceFrame
@@ -306,7 +306,7 @@ def _check_frame(
             expected=f"float32 [points, {geometry.point_features}]: x, y, z, intensity, time lag",
             remedy=_FRAME,
         )
-    bad = int((~np.isfinite(points_p5)).any(axis=1).sum())
+    bad = unusable_points(points_p5)
     if bad:
         raise DataError(
             f"{bad} of {len(points_p5)} points hold NaN or infinity",

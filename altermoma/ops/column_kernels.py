@@ -3,6 +3,8 @@
 Masks are [X + 2, Y + 2] with column (x, y) at [x + 1, y + 1], so that windows need no bounds checks; cell z is bit
 z + 1 of its mask. Rows of a column follow each other in ascending z: the row of a cell is the column's first row plus
 the number of bits below.
+
+Unsigned indices where it counts: a signed one is first looked at, whether it counts from the end.
 """
 
 from __future__ import annotations
@@ -53,25 +55,46 @@ def wipe(cells_3n: I32, masks: U64) -> None:
         masks[cells_3n[0, row] + 1, cells_3n[1, row] + 1] = 0
 
 
+@inlined
+def lowest_bit(mask: np.uint64) -> np.int64:
+    """Number of the lowest set bit."""
+    return count_bits((mask - np.uint64(1)) & ~mask)
+
+
+@inlined
+def even_bits(mask: np.uint64) -> np.uint64:
+    """Bit 2 z of the mask as bit z."""
+    mask &= np.uint64(0x5555555555555555)
+    mask = (mask | mask >> np.uint64(1)) & np.uint64(0x3333333333333333)
+    mask = (mask | mask >> np.uint64(2)) & np.uint64(0x0F0F0F0F0F0F0F0F)
+    mask = (mask | mask >> np.uint64(4)) & np.uint64(0x00FF00FF00FF00FF)
+    mask = (mask | mask >> np.uint64(8)) & np.uint64(0x0000FFFF0000FFFF)
+    return (mask | mask >> np.uint64(16)) & np.uint64(0x00000000FFFFFFFF)
+
+
 @compiled("void(int32[:, ::1], uint64[:, ::1], int64[:, ::1], uint64[:, ::1], int64)")
 def mark_reached(cells_3n: I32, masks: U64, window_33: I64, reached: U64, height_out: int) -> None:
-    """Marks the output cells whose window (rows kernel, stride, padding) covers an occupied cell."""
+    """Marks the output cells whose window (rows kernel, stride, padding) covers an occupied cell.
+
+    Strides are 1 or 2, the padding along z 0 or 1.
+    """
     kernel, stride, padding = window_33
-    along_z = (np.uint64(1) << np.uint64(kernel[2])) - np.uint64(1)
+    halves = stride >> 1
+    there = (np.uint64(1) << np.uint64(height_out)) - np.uint64(1)
     last_x, last_y = np.int64(-1), np.int64(-1)
     for row in range(cells_3n.shape[1]):
         x, y = np.int64(cells_3n[0, row]), np.int64(cells_3n[1, row])
         if x == last_x and y == last_y:
             continue
         last_x, last_y = x, y
-        seen = np.uint64(0)
-        for z in range(height_out):
-            covered = (masks[x + 1, y + 1] >> np.uint64(z * stride[2] - padding[2] + 1)) & along_z
-            seen |= np.uint64(covered != 0) << np.uint64(z + 1)
-        x_low = max(-((kernel[0] - 1 - padding[0] - x) // stride[0]), 0)
-        x_high = min((x + padding[0]) // stride[0], reached.shape[0] - 3)
-        y_low = max(-((kernel[1] - 1 - padding[1] - y) // stride[1]), 0)
-        y_high = min((y + padding[1]) // stride[1], reached.shape[1] - 3)
+        covered = np.uint64(0)
+        for k in range(kernel[2]):
+            covered |= masks[x + 1, y + 1] >> np.uint64(k + 1 - padding[2])
+        seen = ((even_bits(covered) if stride[2] == 2 else covered) & there) << np.uint64(1)
+        x_low = max(-((kernel[0] - 1 - padding[0] - x) >> halves[0]), 0)
+        x_high = min((x + padding[0]) >> halves[0], reached.shape[0] - 3)
+        y_low = max(-((kernel[1] - 1 - padding[1] - y) >> halves[1]), 0)
+        y_high = min((y + padding[1]) >> halves[1], reached.shape[1] - 3)
         for x_out in range(x_low, x_high + 1):
             for y_out in range(y_low, y_high + 1):
                 reached[x_out + 1, y_out + 1] |= seen
@@ -141,22 +164,32 @@ def place_rows(cells_3n: I32, kinds_n: I32, begins_5: I64, ranks_n1: I32, sorted
 
 @compiled("void(uint64[:, ::1], int32[:, ::1], int32[::1], int64[:, ::1], int32[:, :], int32[:, ::1])")
 def fill_table(masks: U64, firsts: I32, ranks_n1: I32, window_33: I64, outputs_3m: I32, table_mk: I32) -> None:
-    """For each output cell and window offset (z fastest) the place of the occupied cell there, or that of "none"."""
+    """For each output cell and window offset (z fastest) the place of the occupied cell there, or that of "none".
+
+    Windows have 1 to 3 cells along z.
+    """
     kernel, stride, padding = window_33
-    none = np.int64(len(ranks_n1) - 1)
-    for output in range(outputs_3m.shape[1]):
-        x = outputs_3m[0, output] * stride[0] - padding[0] + 1
-        y = outputs_3m[1, output] * stride[1] - padding[1] + 1
-        bit = outputs_3m[2, output] * stride[2] - padding[2] + 1
-        entry = 0
-        for i in range(x, x + kernel[0]):
-            for j in range(y, y + kernel[1]):
-                above = masks[i, j] >> np.uint64(bit)
-                row = firsts[i, j] + bits_below(masks[i, j], bit)
-                for _ in range(kernel[2]):
-                    there = np.int64(above & np.uint64(1))
-                    # Without a branch, which would be mispredicted every other time.
-                    table_mk[output, entry] = ranks_n1[none + (row - none) * there]
+    none, one = np.uint64(len(ranks_n1) - 1), np.uint64(1)
+    flat_masks, flat_firsts, width = masks.reshape(-1), firsts.reshape(-1), masks.shape[1]
+    for output in range(np.uint64(outputs_3m.shape[1])):
+        x = np.int64(outputs_3m[0, output]) * stride[0] - padding[0] + 1
+        y = np.int64(outputs_3m[1, output]) * stride[1] - padding[1] + 1
+        bit = np.uint64(outputs_3m[2, output] * stride[2] - padding[2] + 1)
+        entries, entry = table_mk[output], np.uint64(0)
+        for i in range(kernel[0]):
+            for j in range(kernel[1]):
+                column = np.uint64((x + i) * width + y + j)
+                above = flat_masks[column] >> bit
+                row = np.uint64(flat_firsts[column]) + np.uint64(bits_below(flat_masks[column], bit)) - none
+                # Without a branch for what is there, which would be mispredicted every other time.
+                there = above & one
+                entries[entry] = ranks_n1[none + row * there]
+                if kernel[2] > 1:
                     row += there
-                    above >>= np.uint64(1)
-                    entry += 1
+                    there = above >> one & one
+                    entries[entry + one] = ranks_n1[none + row * there]
+                if kernel[2] > 2:
+                    row += there
+                    there = above >> np.uint64(2) & one
+                    entries[entry + np.uint64(2)] = ranks_n1[none + row * there]
+                entry += np.uint64(kernel[2])

@@ -16,6 +16,7 @@ from altermoma.geometry import Geometry
 from altermoma.ops import point_kernels as kernels
 from altermoma.ops.padding import Padding
 from altermoma.ops.pillar_kernels import fill_pillars
+from altermoma.ops.voxels import column_masks
 
 DECORATIONS = 5
 """Columns added to a point: x, y, z from the mean of its pillar's points, and x, y from the pillar's axis; metres."""
@@ -72,7 +73,7 @@ class PillarBuilder:
         self._low_size = np.array((geometry.point_range[:3], geometry.voxel_size), np.float32)
         self._low, self._size = np.array(geometry.point_range[:2]), np.array(geometry.voxel_size[:2])
         self._limit, self._slots = geometry.max_voxels, geometry.max_points_per_voxel
-        self._masks, self._firsts = np.zeros(x * y, np.uint64), np.empty(x * y, np.int32)
+        self._masks, self._firsts = column_masks(x * y), np.empty(x * y, np.int32)
 
     def __call__(self, points_p5: NDArray[np.float32]) -> Pillars:
         """Sorts points (LiDAR frame, metres) into pillars and decorates them, as mit-han-lab's PillarFeatureNet does.
@@ -91,7 +92,7 @@ class PillarBuilder:
 
         first, last = firsts_n.astype(np.int32)[:, None], (firsts_n + rows_n - 1).astype(np.int32)[:, None]
         table = np.minimum(first + np.arange(self._slots, dtype=np.int32), last)
-        bev_table = np.full((len(self._masks), 1), len(cells_n), np.int32)
+        bev_table = np.full((len(self._firsts), 1), len(cells_n), np.int32)
         bev_table[cells_n, 0] = np.arange(len(cells_n), dtype=np.int32)
         return Pillars(
             points_rc=rows,
@@ -107,7 +108,7 @@ class PillarBuilder:
         marked, refused = kernels.mark_voxels(points_p5, self._low_size, self._shape, self._limit, self._masks, cells_p)
         dropped = len(np.unique(cells_p[cells_p < -1])) if refused else 0
         cells_n = np.empty(marked, np.int64)
-        kernels.list_voxels(self._masks, 1, 1, self._firsts, cells_n)
-        kernels.keys_to_rows(cells_p, 1, self._masks, self._firsts)
-        kernels.wipe_voxels(cells_n, 1, self._masks)
+        kernels.list_voxels(self._masks, 1, self._firsts, cells_n)
+        kernels.keys_to_rows(cells_p, self._masks, self._firsts)
+        kernels.wipe_voxels(cells_n, 1, self._masks, len(self._firsts))
         return cells_p, cells_n, dropped

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from altermoma.ops.column_kernels import bits_below
+from altermoma.ops.column_kernels import bits_below, lowest_bit
 from altermoma.ops.compiled import compiled
 
 F32 = NDArray[np.float32]
@@ -19,12 +19,15 @@ U64 = NDArray[np.uint64]
 def mark_voxels(points: F32, low_size_23: F32, shape_3: I64, limit: int, masks: U64, keys_p: I64) -> tuple[int, int]:
     """Marks the first `limit` cells that points fall into; bit z of mask x * Y + y.
 
-    Writes the linear cell of each point: -1 outside of the grid, -2 - cell where the limit was reached before.
+    Behind the columns' masks follow masks of 64 columns each: which of them hold a cell (`column_masks`).
+
+    Writes the cell 64 * (x * Y + y) + z of each point: -1 outside of the grid, -2 - cell where the limit was reached
+    before.
 
     Returns:
         Number of cells marked, number of points whose cell was not.
     """
-    marked, refused = 0, 0
+    marked, refused, columns = 0, 0, shape_3[0] * shape_3[1]
     low, size = low_size_23
     for p in range(len(points)):
         x = np.floor((points[p, 0] - low[0]) / size[0])
@@ -36,7 +39,7 @@ def mark_voxels(points: F32, low_size_23: F32, shape_3: I64, limit: int, masks: 
             keys_p[p] = -1
             continue
         column = np.int64(x) * shape_3[1] + np.int64(y)
-        key = column * shape_3[2] + np.int64(z)
+        key = column << 6 | np.int64(z)
         bit = np.uint64(1) << np.uint64(z)
         if masks[column] & bit == 0:
             if marked == limit:
@@ -44,35 +47,38 @@ def mark_voxels(points: F32, low_size_23: F32, shape_3: I64, limit: int, masks: 
                 refused += 1
                 continue
             masks[column] |= bit
+            masks[columns + (column >> 6)] |= np.uint64(1) << np.uint64(column & 63)
             marked += 1
         keys_p[p] = key
     return marked, refused
 
 
-@compiled("void(uint64[::1], int64, int64, int32[::1], int64[::1])")
-def list_voxels(masks: U64, height: int, grid_height: int, firsts: I32, keys_n: I64) -> None:
+@compiled("void(uint64[::1], int64, int32[::1], int64[::1])")
+def list_voxels(masks: U64, grid_height: int, firsts: I32, keys_n: I64) -> None:
     """First row of every column, and the ascending linear keys in a grid of `grid_height` cells along z."""
     row = 0
-    for column in range(len(masks)):
-        mask = masks[column]
-        if mask == 0:
-            continue
-        firsts[column] = row
-        for z in range(height):
-            if (mask >> np.uint64(z)) & np.uint64(1) != 0:
-                keys_n[row] = column * grid_height + z
+    for word in range(len(firsts), len(masks)):
+        occupied = masks[word]
+        while occupied != 0:
+            column = (word - len(firsts)) * 64 + lowest_bit(occupied)
+            occupied &= occupied - np.uint64(1)
+            firsts[column] = row
+            mask = masks[column]
+            while mask != 0:
+                keys_n[row] = column * grid_height + lowest_bit(mask)
+                mask &= mask - np.uint64(1)
                 row += 1
 
 
-@compiled("void(int64[::1], int64, uint64[::1], int32[::1])")
-def keys_to_rows(keys_p: I64, height: int, masks: U64, firsts: I32) -> None:
+@compiled("void(int64[::1], uint64[::1], int32[::1])")
+def keys_to_rows(keys_p: I64, masks: U64, firsts: I32) -> None:
     """Writes the voxel's row over the cell of each point, -1 over that of points without a voxel."""
     for p in range(len(keys_p)):
         if keys_p[p] < 0:
             keys_p[p] = -1
         else:
-            column, z = divmod(keys_p[p], height)
-            keys_p[p] = firsts[column] + bits_below(masks[column], z)
+            column = np.uint64(keys_p[p] >> 6)
+            keys_p[p] = firsts[column] + bits_below(masks[column], keys_p[p] & 63)
 
 
 @compiled("void(float32[:, ::1], int64[::1], int64, float32[:, ::1])")
@@ -91,11 +97,26 @@ def mean_points(points: F32, rows_p: I64, most: int, means_nc: F32) -> None:
             means_nc[row, c] /= np.float32(counts[row])
 
 
-@compiled("void(int64[::1], int64, uint64[::1])")
-def wipe_voxels(keys_n: I64, grid_height: int, masks: U64) -> None:
+@compiled("int64(float32[:, ::1])")
+def count_unusable(points: F32) -> int:
+    """Number of points that hold NaN or infinity."""
+    found = 0
+    for p in range(len(points)):
+        total = np.float32(0)
+        for value in points[p]:
+            # Zero, but NaN for what is no number.
+            total += value * np.float32(0)
+        found += total != 0
+    return found
+
+
+@compiled("void(int64[::1], int64, uint64[::1], int64)")
+def wipe_voxels(keys_n: I64, grid_height: int, masks: U64, columns: int) -> None:
     """Empties the columns of these cells."""
     for row in range(len(keys_n)):
-        masks[keys_n[row] // grid_height] = 0
+        column = keys_n[row] // grid_height
+        masks[column] = 0
+        masks[columns + (column >> 6)] = 0
 
 
 @compiled("void(float64[:, :, ::1], float64[:, ::1], float64[::1], float32[::1], int32[::1])")

@@ -15,9 +15,10 @@ from altermoma.errors import DataError
 from altermoma.frames import Calibration, Frame
 from altermoma.geometry import Geometry
 from altermoma.ops.depth_image import depth_images
-from altermoma.ops.images import normalise, resize_crop
+from altermoma.ops.network_images import NetworkImages
 from altermoma.ops.padding import Padding, Unpadded
 from altermoma.ops.pillars import PillarBuilder
+from altermoma.ops.point_kernels import count_unusable
 from altermoma.ops.pooling_tables import build_pooling_tables
 from altermoma.ops.sparse_tables import SparseTableBuilder, in_rows
 from altermoma.ops.voxels import Voxeliser
@@ -45,6 +46,7 @@ class FramePreparer:
         self.timings_ms: dict[str, float] = {}
         self.dropped_voxels = 0
         lidar = _PillarInputs if geometry.lidar == "pillars" else _VoxelInputs
+        self._images = NetworkImages(geometry.image)
         self._lidar: _PillarInputs | _VoxelInputs = lidar(geometry, self._padding)
         self._pooling_of: tuple[Calibration, dict[str, NDArray[np.int32]]] | None = None
 
@@ -75,9 +77,7 @@ class FramePreparer:
         image = self.geometry.image
         inputs: StageInputs = {}
         with self._timed("images"):
-            if images_vhw3.shape[1:3] != (image.height, image.width):
-                images_vhw3 = resize_crop(images_vhw3, image)
-            inputs["images"] = normalise(images_vhw3, image)
+            inputs["images"] = self._images(images_vhw3)
         with self._timed("depth"):
             inputs["depth"] = depth_images(_writable(points_p5), calibration, image)
         return inputs
@@ -196,6 +196,11 @@ def dropped_warning(count: int, geometry: Geometry) -> str:
     """What to say of a frame with more voxels or pillars than the model takes."""
     levels = f" (at coarser levels {', '.join(map(str, geometry.level_rows))})" if geometry.level_rows else ""
     return f"{count} {geometry.lidar} beyond the model's {geometry.max_voxels}{levels} were dropped"
+
+
+def unusable_points(points_p5: NDArray[np.float32]) -> int:
+    """Number of points that hold NaN or infinity."""
+    return count_unusable(_writable(points_p5))
 
 
 def same_calibration(first: Calibration, second: Calibration) -> bool:

@@ -21,6 +21,7 @@ from altermoma.geometry import Geometry
 from altermoma.ops import column_kernels as kernels
 from altermoma.ops.column_kernels import MAX_HEIGHT
 from altermoma.ops.padding import RowCounts, Segments
+from altermoma.ops.recycled import RecycledMemory
 
 Triple = tuple[int, int, int]
 Keys = NDArray[np.int64]
@@ -92,6 +93,7 @@ class OccupancyGrid:
                 remedy="take higher voxels or a smaller range along z",
             )
         self.height = shape[2]
+        self._memory = RecycledMemory()
         self._masks = np.zeros((shape[0] + 2, shape[1] + 2), np.uint64)
         self._firsts = np.zeros(self._masks.shape, np.int32)
 
@@ -122,7 +124,7 @@ class OccupancyGrid:
         rows, of which those behind the outputs hold nothing but "none".
         """
         outputs = outputs_3m.shape[1]
-        table = np.empty((outputs if room is None else room, math.prod(window.kernel)), np.int32)
+        table = self._memory.empty((outputs if room is None else room, math.prod(window.kernel)), np.int32)
         kernels.fill_table(self._masks, self._firsts, ranks_n1, window.array, outputs_3m, table[:outputs])
         table[outputs:] = ranks_n1[-1]
         return table

@@ -26,6 +26,11 @@ class Voxels:
     dropped: int
 
 
+def column_masks(columns: int) -> NDArray[np.uint64]:
+    """An empty grid for `point_kernels.mark_voxels`: a mask per column, then a mask per 64 columns."""
+    return np.zeros(columns + -(-columns // 64), np.uint64)
+
+
 class Voxeliser:
     """Mean-pools points into voxels. Holds the grid's masks, so make one per thread."""
 
@@ -35,7 +40,7 @@ class Voxeliser:
         self._shape, self._grid_height = np.array((x, y, z - 1)), z
         self._low_size = np.array((geometry.point_range[:3], geometry.voxel_size), np.float32)
         self._max_voxels, self._max_points = geometry.max_voxels, geometry.max_points_per_voxel
-        self._masks, self._firsts = np.zeros(x * y, np.uint64), np.empty(x * y, np.int32)
+        self._masks, self._firsts = column_masks(x * y), np.empty(x * y, np.int32)
 
     def __call__(self, points_p5: NDArray[np.float32]) -> Voxels:
         """Mean-pools points (LiDAR frame, metres) into voxels, as BEVFusion's HardSimpleVFE does.
@@ -50,8 +55,8 @@ class Voxeliser:
         )
         dropped = len(np.unique(cells_p[cells_p < -1])) if refused else 0
         keys_n, means_nc = np.empty(marked, np.int64), np.zeros((marked, points.shape[1]), np.float32)
-        kernels.list_voxels(self._masks, self._shape[2], self._grid_height, self._firsts, keys_n)
-        kernels.keys_to_rows(cells_p, self._shape[2], self._masks, self._firsts)
+        kernels.list_voxels(self._masks, self._grid_height, self._firsts, keys_n)
+        kernels.keys_to_rows(cells_p, self._masks, self._firsts)
         kernels.mean_points(points, cells_p, self._max_points, means_nc)
-        kernels.wipe_voxels(keys_n, self._grid_height, self._masks)
+        kernels.wipe_voxels(keys_n, self._grid_height, self._masks, len(self._firsts))
         return Voxels(keys_n=keys_n, features_nc=means_nc, dropped=dropped)
