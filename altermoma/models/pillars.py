@@ -24,13 +24,14 @@ class SlotNorm(nn.BatchNorm1d):
     """
 
     def forward(self, rows_rc: Tensor, table_nt: Tensor) -> Tensor:  # type: ignore[override]
-        if not self.training or not len(rows_rc):
+        ranks, rows = Ranks.here(), widened(rows_rc)
+        # A process without rows takes part in the sums where others have some.
+        total = ranks.number(table_nt.numel(), rows.device) if self.training else 0
+        if not total:
             return F.batch_norm(
                 rows_rc, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
-        ranks, rows = Ranks.here(), widened(rows_rc)
         slots_r1 = torch.bincount(table_nt.flatten(), minlength=len(rows))[:, None].to(rows.dtype)
-        total = ranks.number(table_nt.numel(), rows.device)
         mean = ranks.total((slots_r1 * rows).sum(dim=0)) / total
         variance = ranks.total((slots_r1 * (rows - mean).square()).sum(dim=0)) / total
         self._remember(mean.detach(), variance.detach() * total / max(total - 1, 1))

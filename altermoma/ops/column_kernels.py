@@ -162,6 +162,35 @@ def place_rows(cells_3n: I32, kinds_n: I32, begins_5: I64, ranks_n1: I32, sorted
     ranks_n1[rows] = begins_5[4]
 
 
+_GRID = "Tuple((uint64[:, ::1], int32[:, ::1], int32[::1]))"
+
+
+@compiled(f"void(int32[:, ::1], int32[::1], int64[:, ::1], {_GRID}, int32[:, ::1])")
+def fill_reached(cells_3n: I32, ranks_n1: I32, window_33: I64, outputs: tuple[U64, I32, I32], table_mk: I32) -> None:
+    """For each output cell and window offset (z fastest) the place of the occupied cell there, or that of "none".
+
+    As `fill_table`, from the other end: every occupied cell enters itself into the outputs that see it. That is less
+    work where most windows are nearly empty. `outputs` are the masks, first rows and places of the output cells;
+    strides are 1 or 2.
+    """
+    masks, firsts, ranks_m1 = outputs
+    kernel, stride, padding = window_33
+    halves = stride >> 1
+    table_mk[:] = ranks_n1[len(ranks_n1) - 1]
+    for row in range(cells_3n.shape[1]):
+        x, y, z = cells_3n[0, row] + padding[0], cells_3n[1, row] + padding[1], cells_3n[2, row] + padding[2]
+        z_first = max((z - kernel[2] + stride[2]) >> halves[2], 0)
+        for x_out in range(max((x - kernel[0] + stride[0]) >> halves[0], 0), (x >> halves[0]) + 1):
+            for y_out in range(max((y - kernel[1] + stride[1]) >> halves[1], 0), (y >> halves[1]) + 1):
+                mask = masks[x_out + 1, y_out + 1]
+                offset = ((x - x_out * stride[0]) * kernel[1] + y - y_out * stride[1]) * kernel[2]
+                for z_out in range(z_first, (z >> halves[2]) + 1):
+                    bit = z_out + 1
+                    if mask >> np.uint64(bit) & np.uint64(1) != 0:
+                        output = ranks_m1[firsts[x_out + 1, y_out + 1] + bits_below(mask, bit)]
+                        table_mk[output, offset + z - z_out * stride[2]] = ranks_n1[row]
+
+
 @compiled("void(uint64[:, ::1], int32[:, ::1], int32[::1], int64[:, ::1], int32[:, :], int32[:, ::1])")
 def fill_table(masks: U64, firsts: I32, ranks_n1: I32, window_33: I64, outputs_3m: I32, table_mk: I32) -> None:
     """For each output cell and window offset (z fastest) the place of the occupied cell there, or that of "none".

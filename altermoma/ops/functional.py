@@ -11,6 +11,9 @@ from torch import Tensor
 
 from altermoma.ops.sparse_tables import SEGMENTS
 
+_FEW = 4
+"""Rows that are added one after the other; more are gathered side by side, written and read once more, and summed."""
+
 
 def with_zero_row(rows_nc: Tensor) -> Tensor:
     """Appends the row that table entries without a source point to."""
@@ -132,9 +135,20 @@ def pool_bev(depth_weights: Tensor, pixel_features: Tensor, tables: Sequence[Ten
     """
     pool_depth, *sums = tables
     views, height, width, channels = pixel_features.shape
-    weights = with_zero_row(depth_weights.reshape(-1, 1)).index_select(0, pool_depth.reshape(-1))
+    # As plain numbers, not as rows of one: there are millions, and a row is copied by a call of its own.
+    numbers = torch.cat([depth_weights.reshape(-1), depth_weights.new_zeros(1)])
+    weights = numbers.index_select(0, pool_depth.reshape(-1))
     columns = pixel_features.transpose(1, 2).reshape(views * width, height, channels)
     rows = (weights.reshape(views * width, -1, height) @ columns).reshape(-1, channels)
     for table in sums[:-1]:
-        rows = torch.cat([rows, gather_rows(rows, table).sum(dim=1)])
-    return gather_rows(rows, sums[-1]).sum(dim=1)
+        rows = torch.cat([rows, _summed_rows(rows, table)])
+    return _summed_rows(rows, sums[-1])
+
+
+def _summed_rows(rows_nc: Tensor, table_sf: Tensor) -> Tensor:
+    """float [N, C], int [S, F] -> [S, C], the sum over each line's rows; entry N reads zeros."""
+    if table_sf.shape[1] > _FEW:
+        return gather_rows(rows_nc, table_sf).sum(dim=1)
+    padded = with_zero_row(rows_nc)
+    first, *others = (padded.index_select(0, column.reshape(-1)) for column in table_sf.split(1, dim=1))
+    return sum(others, start=first)

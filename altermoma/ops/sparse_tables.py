@@ -129,6 +129,15 @@ class OccupancyGrid:
         table[outputs:] = ranks_n1[-1]
         return table
 
+    def table_of_reached(
+        self, cells_3n: Cells, ranks_n1: Cells, window: Window, target: OccupancyGrid, ranks_m1: Cells
+    ) -> Table:
+        """As `table`, for all occupied cells of `target`, whose rows are told by `ranks_m1`."""
+        table = self._memory.empty((int(ranks_m1[-1]), math.prod(window.kernel)), np.int32)
+        outputs = target._masks, target._firsts, ranks_m1
+        kernels.fill_reached(cells_3n, ranks_n1, window.array, outputs, table)
+        return table
+
     def wipe(self, cells_3n: Cells) -> None:
         """Frees these cells."""
         kernels.wipe(cells_3n, self._masks)
@@ -207,9 +216,11 @@ class SparseTableBuilder:
                 near = _segment_window(*SEGMENTS[segment])
                 tables[f"subm_table_{number}_{segment}"] = grid.table(members, near, of.ranks_n1, room)
             if number < len(self._windows):
-                for segment, members, room in rows[number + 1].segments():
-                    name = f"down_table_{number}_{segment}"
-                    tables[name] = grid.table(members, self._windows[number], of.ranks_n1, room)
+                after, cells = rows[number + 1], levels[number].cells_3n
+                window, target = self._windows[number], self._grids[number + 1]
+                whole = grid.table_of_reached(cells, of.ranks_n1, window, target, after.ranks_n1)
+                parts = np.split(whole, np.cumsum(after.rooms)[:-1])
+                tables.update(zip(segment_names(f"down_table_{number}"), parts, strict=True))
             else:
                 tables["out_table"] = grid.table(reached, TO_BEV, of.ranks_n1, rooms.out)
         tables["bev_table"] = self._bev_table(reached, rooms.out)

@@ -91,10 +91,12 @@ def slots(rows: Sequence[torch.Tensor], tables: Sequence[torch.Tensor]) -> dict[
     return {"out": found.detach(), "grad": mine.grad, "mean": norm.running_mean, "var": norm.running_var}
 
 
-def test_the_norm_of_pillars_too(two: Crew) -> None:
+@pytest.mark.parametrize("second", [6, 0])
+def test_the_norm_of_pillars_too(two: Crew, second: int) -> None:
     generator = torch.Generator().manual_seed(1)
-    rows = [torch.randn(size, 4, dtype=torch.float64, generator=generator) for size in (9, 6)]
-    tables = [torch.randint(size, (5, 3), generator=generator) for size in (9, 6)]
+    sizes = 9, second
+    rows = [torch.randn(size, 4, dtype=torch.float64, generator=generator) for size in sizes]
+    tables = [torch.randint(max(size, 1), (5 if size else 0, 3), generator=generator) for size in sizes]
     whole, parts = slots(rows, tables), two.results(slots, rows, tables)
     for key in ("out", "grad"):
         torch.testing.assert_close(torch.cat([part[key] for part in parts]), whole[key], **EXACT, msg=key)
