@@ -41,14 +41,15 @@ def mark_voxels(points: F32, low_size_23: F32, shape_3: I64, limit: int, masks: 
         column = np.int64(x) * shape_3[1] + np.int64(y)
         key = column << 6 | np.int64(z)
         bit = np.uint64(1) << np.uint64(z)
-        if masks[column] & bit == 0:
-            if marked == limit:
-                keys_p[p] = -2 - key
-                refused += 1
-                continue
-            masks[column] |= bit
-            masks[columns + (column >> 6)] |= np.uint64(1) << np.uint64(column & 63)
-            marked += 1
+        # Without a branch for what is new, which would be mispredicted every third time.
+        new = masks[column] & bit == 0
+        if marked == limit and new:
+            keys_p[p] = -2 - key
+            refused += 1
+            continue
+        masks[column] |= bit
+        masks[columns + (column >> 6)] |= np.uint64(1) << np.uint64(column & 63)
+        marked += np.int64(new)
         keys_p[p] = key
     return marked, refused
 

@@ -312,3 +312,15 @@ def test_sizes_are_named_only_where_they_follow_from_the_rows() -> None:
     assert sizes["a"] == sizes["b"] == ["2*N", 3]
     assert sizes["c"] == [None, 4]
     assert named.graph.input[0].doc_string == "rows [m]"
+
+
+def test_numbers_are_looked_up_one_by_one_and_rows_as_rows() -> None:
+    inputs = {"numbers": ("f", ["N"]), "rows": ("f", ["N", 1]), "table": ("i", ["M"])}
+    nodes = [node("Gather", "numbers table", "out"), node("Gather", "rows table", "other")]
+    model = graph(nodes, inputs, {"out": ("f", None), "other": ("f", None)}, {})
+    simple = simplify(model)
+    assert operators(simple) == ["GatherElements", "Gather"]
+    table = np.random.default_rng(0).integers(0, 5, 7).astype(np.int32)
+    feeds = {"numbers": random(5), "rows": random(5, 1), "table": table}
+    for found, wanted in zip(run(simple, feeds), run(model, feeds), strict=True):
+        np.testing.assert_array_equal(found, wanted)
