@@ -61,6 +61,20 @@ def test_batch_norm_folds_exactly(case: str) -> None:
     np.testing.assert_allclose(run(folded, {"x": x})[0], run(model, {"x": x})[0], atol=1e-5, rtol=1e-5)
 
 
+def test_each_segment_of_the_rows_gets_its_bias() -> None:
+    nodes = [
+        node("MatMul", "a w", "first"), node("MatMul", "b v", "second"),
+        node("Concat", "first second", "y", axis=0), NORM,
+    ]  # fmt: skip
+    weights = {"w": random(4, 3), "v": random(6, 3, seed=1), **norm_weights(3)}
+    model = graph(nodes, {"a": ("f", ["N", 4]), "b": ("f", ["M", 6])}, {"out": ("f", None)}, weights)
+    folded = fold_batchnorm(model)
+    onnx.checker.check_model(folded, full_check=True)
+    assert operators(folded) == ["MatMul", "Add", "MatMul", "Add", "Concat"]
+    feeds = {"a": random(5, 4, seed=2), "b": random(7, 6, seed=3)}
+    np.testing.assert_allclose(run(folded, feeds)[0], run(model, feeds)[0], atol=1e-5)
+
+
 def test_grouped_transposed_convolution_against_torch() -> None:
     """ONNX's reference implementation fails on groups here."""
     norm, weight, x = norm_weights(6), random(4, 3, 2, 2), random(1, 4, 3, 3, seed=9)

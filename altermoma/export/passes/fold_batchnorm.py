@@ -32,8 +32,8 @@ Array = NDArray[np.float64]
 def fold_batchnorm(model: onnx.ModelProto) -> onnx.ModelProto:
     """Folds every BatchNormalization that follows a Conv, ConvTranspose, Gemm or MatMul nobody else reads.
 
-    A gather convolution is a MatMul on [rows, channels], or one per segment of the rows and a Concat: it gains an Add
-    for the bias.
+    A gather convolution is a MatMul on [rows, channels], or one per segment of the rows and a Concat: each MatMul
+    gains an Add for the bias, which runtimes join with the product.
     """
     model = copy_model(model)
     for node in [item for item in model.graph.node if item.op_type == "BatchNormalization"]:
@@ -160,5 +160,18 @@ def _fold_matmuls(
             others = [item for item in consumers(model)[name] if item not in products]
             scaled[name] = _scaled_copy(model, name, f"{node.output[0]}.folded_weight" if others else name, factor)
         node.input[1] = scaled[name]
-    add = onnx.helper.make_node("Add", [norm.input[0], bias], [norm.output[0]], name=f"{products[0].name}/bias")
-    set_nodes(model, [add if item.output[0] == norm.output[0] else item for item in model.graph.node])
+    made = {node.output[0] for node in products}
+    _replace(model, producers(model)[norm.input[0]], norm)
+    _add_to_each(model, {norm.output[0]} if norm.input[0] in made else made, bias)
+
+
+def _add_to_each(model: onnx.ModelProto, results: set[str], bias: str) -> None:
+    """Adds the bias to what makes each of these tensors."""
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        nodes.append(node)
+        result = node.output[0]
+        if result in results:
+            node.output[0] = f"{result}.product"
+            nodes.append(onnx.helper.make_node("Add", [node.output[0], bias], [result], name=f"{node.name}/bias"))
+    set_nodes(model, nodes)
