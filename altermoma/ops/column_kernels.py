@@ -187,7 +187,7 @@ def fill_reached(cells_3n: I32, ranks_n1: I32, window_33: I64, outputs: tuple[U6
                 for z_out in range(z_first, (z >> halves[2]) + 1):
                     bit = z_out + 1
                     if mask >> np.uint64(bit) & np.uint64(1) != 0:
-                        output = ranks_m1[firsts[x_out + 1, y_out + 1] + bits_below(mask, bit)]
+                        output = ranks_m1[firsts[x_out + 1, y_out + 1] + bits_below(mask, np.int64(bit))]
                         table_mk[output, offset + z - z_out * stride[2]] = ranks_n1[row]
 
 
@@ -209,7 +209,7 @@ def fill_table(masks: U64, firsts: I32, ranks_n1: I32, window_33: I64, outputs_3
             for j in range(kernel[1]):
                 column = np.uint64((x + i) * width + y + j)
                 above = flat_masks[column] >> bit
-                row = np.uint64(flat_firsts[column]) + np.uint64(bits_below(flat_masks[column], bit)) - none
+                row = np.uint64(flat_firsts[column]) + np.uint64(bits_below(flat_masks[column], np.int64(bit))) - none
                 # Without a branch for what is there, which would be mispredicted every other time.
                 there = above & one
                 entries[entry] = ranks_n1[none + row * there]

@@ -150,5 +150,5 @@ def _summed_rows(rows_nc: Tensor, table_sf: Tensor) -> Tensor:
     if table_sf.shape[1] > _FEW:
         return gather_rows(rows_nc, table_sf).sum(dim=1)
     padded = with_zero_row(rows_nc)
-    first, *others = (padded.index_select(0, column.reshape(-1)) for column in table_sf.split(1, dim=1))
+    first, *others = (padded.index_select(0, column.reshape(-1)) for column in torch.split(table_sf, 1, dim=1))
     return sum(others, start=first)

@@ -49,7 +49,7 @@ def mark_voxels(points: F32, low_size_23: F32, shape_3: I64, limit: int, masks: 
             continue
         masks[column] |= bit
         masks[columns + (column >> 6)] |= np.uint64(1) << np.uint64(column & 63)
-        marked += np.int64(new)
+        marked += int(new)
         keys_p[p] = key
     return marked, refused
 
