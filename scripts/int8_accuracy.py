@@ -3,7 +3,7 @@
 Each bundle's fp32 graphs are calibrated anew on frames of --data, once by each method, and scored on the frames of
 another world that no model has seen. Differences are paired, their error is over scenes. What was scored is kept.
 
-    python scripts/int8_accuracy.py --data world48 --validation unseen --work acc --methods percentile:99.99 mse \
+    python scripts/int8_accuracy.py --data world48 --validation unseen --work acc --methods percentile:99.99,mse \
         dense=bundles/dense pruned=bundles/pruned
 """
 
@@ -59,7 +59,7 @@ def calibrated(
         lambda token: dict(preparer.prepare(place.reader.read(token))),
         asked.work / f"{name}-statistics.npz",
     )
-    return {method: find_ranges(found, settings_of(settings, method)) for method in asked.methods}
+    return {method: find_ranges(found, settings_of(settings, method)) for method in asked.methods.split(",")}
 
 
 def settings_of(settings: CalibrationSettings, method: str) -> CalibrationSettings:
@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--validation", required=True, help="nuScenes folder that is scored")
     parser.add_argument("--split", default="synth_train", help="of the folder that is scored")
     parser.add_argument("--recipe", default="synthetic", help="calibration recipe: frames and what stays out of int8")
-    parser.add_argument("--methods", nargs="+", default=["percentile"], metavar="METHOD[:PERCENT]")
+    parser.add_argument("--methods", default="percentile", help="with commas: percentile:99.99,mse,minmax,entropy")
     parser.add_argument("--work", type=Path, required=True, help="folder for unfinished work")
     asked = parser.parse_args()
     asked.work.mkdir(parents=True, exist_ok=True)
