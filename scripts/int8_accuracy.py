@@ -120,8 +120,8 @@ def main() -> None:
         for title, (metrics, matches) in found.items():
             apart = compare(matches, found["fp32"][1], scenes)
             print(
-                f"| {name} | {title} | {100 * metrics.mAP:.2f} | {100 * metrics.NDS:.2f} | {-apart.points:+.2f} | "
-                f"{apart.error:.2f} | {-apart.high:+.2f} to {-apart.low:+.2f} |"
+                f"| {name} | {title} | {100 * metrics.mAP:.2f} | {100 * metrics.NDS:.2f} | {0.0 - apart.points:+.2f} | "
+                f"{apart.error:.2f} | {0.0 - apart.high:+.2f} to {0.0 - apart.low:+.2f} |"
             )
 
 
