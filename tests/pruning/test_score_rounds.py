@@ -130,6 +130,21 @@ def test_channels() -> None:
         torch.testing.assert_close(vector[keep[name]], again[name][keep[name]])
 
 
+def test_a_branch_that_is_cut_through_goes_on_without_contribution() -> None:
+    """The first round removes one camera layer whole: the other has no slope left, and ranks below what has one."""
+    model = toy_model()
+    plain = weight_work(model, toy_batches(2), dataclasses.replace(RECIPE, score_rounds=2), toy_loss)
+
+    def cut(scores: ChannelVectors, share: float) -> dict[str, Tensor]:
+        weights = {name: p for name, p in model.named_parameters() if p.ndim > 1}
+        return {name: torch.full_like(p, name != "cam2.weight", dtype=torch.bool) for name, p in weights.items()}
+
+    found = scores_of(dataclasses.replace(plain, cut=cut)).scores
+    assert not found["cam1.weight"].any()
+    assert bool((found["cam2.weight"] < 0).all())
+    assert all(bool((found[name] > 0).any()) for name in ("lid1.weight", "lid2.weight", "fuse.weight", "head.weight"))
+
+
 def test_a_killed_scoring_goes_on_in_its_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, recipe = toy_model(), dataclasses.replace(RECIPE, beta=0.5)
     plain = weight_work(model, toy_batches(2), recipe, toy_loss)

@@ -10,12 +10,13 @@ in all rounds.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 
 from altermoma.progress import track
 from altermoma.pruning.altereva import altereva
-from altermoma.pruning.channels import ChannelVectors
+from altermoma.pruning.channels import ChannelGroup, ChannelVectors
 from altermoma.pruning.masking import preserved
 from altermoma.pruning.methods.scoring import Scoring, mean_magnitude, share_of_round
 from altermoma.pruning.prune import altereva_options, indicators_of
@@ -50,8 +51,16 @@ def _scored_again(work: Scoring, worth: ChannelVectors, done: int) -> ChannelVec
     contribution = dataclasses.replace(work.recipe, beta=0.0)
     kept = work.kept.within(f"round-{done}")
     found = indicators_of(work.model, work.terms, work.batches, contribution, work.loss_fn, kept)
-    now = altereva(work.terms.groups, found, altereva_options(contribution))
+    reached = _reached(work.terms.groups, found.deci)
+    now = {group.name: torch.zeros_like(found.deci[group.name]) for group in work.terms.groups}
+    now |= altereva(reached, found, altereva_options(contribution))
     scores = {name: vector * worth[name] for name, vector in now.items()}
     below = min(float(vector.min()) for vector in scores.values()) - 1.0
     stays = {name: size.cpu() > 0 for name, size in mean_magnitude(work.model, work.terms).items()}
     return {name: torch.where(stays[name], vector, below) for name, vector in scores.items()}
+
+
+def _reached(groups: Sequence[ChannelGroup], deci: ChannelVectors) -> list[ChannelGroup]:
+    """Groups of the partitions that still contribute: a branch may have been cut through by an earlier round."""
+    alive = {group.partition for group in groups if bool(deci[group.name].any())}
+    return [group for group in groups if group.partition in alive]
