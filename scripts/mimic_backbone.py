@@ -38,6 +38,7 @@ from altermoma.training.loader import joined
 from altermoma.training.log import read_log
 from altermoma.training.loop import train
 from altermoma.training.losses import LossTerms
+from altermoma.workflow.keys import data_key
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ def main(  # noqa: PLR0913 - one argument per command-line option
         take_over(model, guide)
         tokens = reader.tokens(train_split)
         frames = FrameDataset(reader, tokens, model.config.geometry, Augment(), cache_mib=3000)
-        result = train(model, frames, recipe, folder=out, objective=Mimicry(guide.eval()))
+        given = {"mimics": sha256_of(teacher), "world": data_key(world, DataRecipe().version)}
+        result = train(model, frames, recipe, folder=out, objective=Mimicry(guide.eval()), data=given)
     except AltermomaError as error:
         say(str(error))
         raise typer.Exit(error.exit_code) from error

@@ -11,6 +11,7 @@ import torch
 from branch_toys import TOY_GROUPS, TwoBranches, naive_gradient, toy_batches, toy_loss, toy_model
 from torch import Tensor
 
+from altermoma.errors import PruningError
 from altermoma.pruning.channels import ChannelVectors
 from altermoma.pruning.indicators import ChannelTerms
 from altermoma.pruning.kept import Kept
@@ -19,7 +20,7 @@ from altermoma.pruning.methods.choose import scores_of
 from altermoma.pruning.methods.scoring import Scoring
 from altermoma.pruning.methods.work import weight_work
 from altermoma.pruning.surgery import entry_masks
-from altermoma.pruning.unstructured import element_scores, global_masks
+from altermoma.pruning.unstructured import element_scores, global_masks, masked_model
 from altermoma.recipe import PruneRecipe
 
 RECIPE = PruneRecipe(
@@ -143,6 +144,44 @@ def test_a_branch_that_is_cut_through_goes_on_without_contribution() -> None:
     assert not found["cam1.weight"].any()
     assert bool((found["cam2.weight"] < 0).all())
     assert all(bool((found[name] > 0).any()) for name in ("lid1.weight", "lid2.weight", "fuse.weight", "head.weight"))
+
+
+def test_no_gap_below_what_stays() -> None:
+    """Greedy selection counts the score that is lost from the lowest one: a gap would make all that stay seem alike."""
+    model = toy_model()
+    scores = scores_of(weight_work(model, toy_batches(2), RECIPE, toy_loss)).scores
+    every = torch.cat(list(scores.values()))
+    assert -1e-30 < float(every.min()) < 0.0
+    assert int((every < 0).sum()) == round((1 - 0.2 ** (2 / 3)) * len(every)), "all that two rounds removed"
+
+
+def test_rounds_without_a_contribution_are_refused() -> None:
+    recipe = dataclasses.replace(RECIPE, alpha=0.0, beta=1.0)
+    with pytest.raises(PruningError, match=r"prune\.score_rounds = 3 with prune\.alpha = 0"):
+        scores_of(weight_work(toy_model(), toy_batches(2), recipe, toy_loss))
+
+
+def test_redundancy_takes_the_same_part_in_all_rounds() -> None:
+    """Weights that stay: their contribution now, times what redundancy left of it in the dense model."""
+    model = toy_model()
+    recipe = dataclasses.replace(RECIPE, beta=0.25, score_rounds=2)
+    plain = weight_work(model, toy_batches(2), recipe, toy_loss)
+    taken: list[dict[str, Tensor]] = []
+
+    def cut(scores: ChannelVectors, share: float) -> dict[str, Tensor]:
+        taken.append(global_masks(model, scores, share))
+        return taken[-1]
+
+    found = scores_of(dataclasses.replace(plain, cut=cut)).scores
+    one = dataclasses.replace(recipe, score_rounds=1)
+    dense, bare = (
+        element_scores(model, toy_batches(2), dataclasses.replace(one, beta=b), toy_loss) for b in (0.25, 0.0)
+    )
+    left = masked_model(model, taken[0])
+    now = element_scores(left, toy_batches(2), dataclasses.replace(one, beta=0.0), toy_loss)
+    for name, mask in taken[0].items():
+        stays = mask.flatten() & (bare[name] > 0)
+        torch.testing.assert_close(found[name][stays], (now[name] * dense[name] / bare[name])[stays])
 
 
 def test_a_killed_scoring_goes_on_in_its_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

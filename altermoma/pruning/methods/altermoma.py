@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import torch
 
+from altermoma.errors import PruningError
 from altermoma.progress import track
 from altermoma.pruning.altereva import altereva
 from altermoma.pruning.channels import ChannelGroup, ChannelVectors
@@ -24,12 +25,22 @@ from altermoma.pruning.unstructured import apply_masks
 
 
 def altermoma_scores(work: Scoring) -> ChannelVectors:
-    """Scores after `score_rounds` rounds; what earlier rounds removed has the lowest."""
+    """Scores after `score_rounds` rounds; what earlier rounds removed has the lowest.
+
+    Raises:
+        PruningError: rounds without a contribution (alpha = 0), or what `measure_terms` refuses.
+    """
     rounds, options = work.recipe.score_rounds, altereva_options(work.recipe)
     dense = indicators_of(work.model, work.terms, work.batches, work.recipe, work.loss_fn, work.kept)
     scores = altereva(work.terms.groups, dense, options)
     if rounds == 1:
         return scores
+    if options.alpha <= 0.0:
+        raise PruningError(
+            f"prune.score_rounds = {rounds} with prune.alpha = {options.alpha:g}",
+            expected="a contribution to measure again after each round",
+            remedy="set prune.score_rounds = 1, or prune.alpha above 0",
+        )
     worth = _worth(scores, altereva(work.terms.groups, dense, dataclasses.replace(options, beta=0.0)))
     with preserved(work.model):
         for done in track(range(1, rounds), "Rounds of AlterMOMA"):
@@ -39,7 +50,11 @@ def altermoma_scores(work: Scoring) -> ChannelVectors:
 
 
 def _worth(scores: ChannelVectors, contributions: ChannelVectors) -> ChannelVectors:
-    """What redundancy leaves of each unit's contribution in the dense model: 1 is all of it."""
+    """What redundancy leaves of each unit's contribution in the dense model: 1 is all of it.
+
+    With the paper's difference it is negative where redundancy outweighs the contribution: such a unit goes before all
+    others whatever it comes to contribute, the sooner the more that is.
+    """
     return {
         name: torch.where(contribution > 0, scores[name] / contribution, 1.0)
         for name, contribution in contributions.items()
@@ -55,12 +70,18 @@ def _scored_again(work: Scoring, worth: ChannelVectors, done: int) -> ChannelVec
     now = {group.name: torch.zeros_like(found.deci[group.name]) for group in work.terms.groups}
     now |= altereva(reached, found, altereva_options(contribution))
     scores = {name: vector * worth[name] for name, vector in now.items()}
-    below = min(float(vector.min()) for vector in scores.values()) - 1.0
     stays = {name: size.cpu() > 0 for name, size in mean_magnitude(work.model, work.terms).items()}
-    return {name: torch.where(stays[name], vector, below) for name, vector in scores.items()}
+    return _gone_below(scores, stays)
 
 
 def _reached(groups: Sequence[ChannelGroup], deci: ChannelVectors) -> list[ChannelGroup]:
     """Groups of the partitions that still contribute: a branch may have been cut through by an earlier round."""
     alive = {group.partition for group in groups if bool(deci[group.name].any())}
     return [group for group in groups if group.partition in alive]
+
+
+def _gone_below(scores: ChannelVectors, stays: ChannelVectors) -> ChannelVectors:
+    """What is gone gets a score just below all others: a selection that counts the score lost must see no gap."""
+    least = torch.stack([vector.min() for vector in scores.values()]).min()
+    below = torch.nextafter(least, torch.full_like(least, -torch.inf))
+    return {name: torch.where(stays[name], vector, below) for name, vector in scores.items()}
