@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from altermoma.errors import UnsupportedError
+from altermoma.errors import DataError, UnsupportedError
 from altermoma.geometry import ImageGeometry
 from altermoma.ops import image_kernels as kernels
 from altermoma.ops.image_kernels import BYTES, LANES, TAPS
@@ -29,7 +29,18 @@ class NetworkImages:
         self._resizers: dict[tuple[int, int], _Resizer | None] = {}
 
     def __call__(self, pictures_vhw3: Pictures) -> NDArray[np.float32]:
-        """uint8 RGB [V, native height, native width, 3] -> float32 [V, 3, H, W]; of the network's size as they are."""
+        """uint8 RGB [V, native height, native width, 3] -> float32 [V, 3, H, W]; of the network's size as they are.
+
+        Raises:
+            DataError: pictures of another type.
+        """
+        if pictures_vhw3.dtype != np.uint8:
+            # The kernels take the memory for bytes: wider numbers would be written past their room.
+            raise DataError(
+                f"pictures of {pictures_vhw3.dtype}",
+                expected="uint8 RGB, 0 to 255, not normalised",
+                remedy="give the camera's own 8 bits, or scale to 0 to 255 and convert with .astype(numpy.uint8)",
+            )
         image, native_hw = self._image, (pictures_vhw3.shape[1], pictures_vhw3.shape[2])
         if native_hw == (image.height, image.width):
             return normalise(pictures_vhw3, image)

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from altermoma.errors import DataError
 from altermoma.geometry import ImageGeometry
 from altermoma.ops import image_kernels as kernels
 from altermoma.ops import resample
@@ -55,6 +56,13 @@ def test_any_memory_will_do() -> None:
     np.testing.assert_array_equal(NetworkImages(TINY)(message), wanted)
     mirrored = np.ascontiguousarray(native_images[:, :, ::-1])[:, :, ::-1]
     np.testing.assert_array_equal(NetworkImages(TINY)(mirrored), wanted)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.uint16, np.int8, np.bool_])
+@pytest.mark.parametrize("native", [(120, 160), (32, 64)], ids=["resized", "of the network's size"])
+def test_only_bytes_are_pictures(kind: type, native: tuple[int, int]) -> None:
+    with pytest.raises(DataError, match=rf"pictures of {np.dtype(kind)}[\s\S]*uint8"):
+        NetworkImages(TINY)(np.zeros((2, *native, 3), kind))
 
 
 def test_frames_do_not_share_memory_while_both_are_held() -> None:
