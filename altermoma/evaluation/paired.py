@@ -39,13 +39,16 @@ class ClassMatches:
     truths_f: NDArray[np.int64]
 
     def average_precision(self, weight_f: Floats) -> float:
-        """Mean over the distances of the AP of nuScenes, each frame counted `weight_f` times."""
+        """Mean over the distances of the AP of nuScenes, each frame counted `weight_f` times; at 0 it is absent."""
         total = float(self.truths_f @ weight_f)
         weight_n = weight_f[self.frame_n]
-        if total == 0.0 or not weight_n.any():
+        # Before the first detection that counts they would be a point of no precision, from which the curve climbs.
+        counts_n = weight_n > 0.0
+        weight_n = weight_n[counts_n]
+        if total == 0.0 or not len(weight_n):
             return 0.0
-        met_nd = np.cumsum(self.hits_nd * weight_n[:, None], axis=0)
-        precision_nd = met_nd / np.maximum(np.cumsum(weight_n), 1e-12)[:, None]
+        met_nd = np.cumsum(self.hits_nd[counts_n] * weight_n[:, None], axis=0)
+        precision_nd = met_nd / np.cumsum(weight_n)[:, None]
         at = np.linspace(0.0, 1.0, 101)
         rest = at > _LEAST + 1e-9
         found = [

@@ -60,6 +60,27 @@ def test_a_weight_of_two_is_a_frame_twice() -> None:
         assert item.average_precision(weight) == pytest.approx(twin.average_precision(np.ones(12)), abs=2e-3)
 
 
+def test_a_weight_of_zero_is_no_frame() -> None:
+    for seed in range(8):
+        item = matches_of(seed).classes["car"]
+        for gone in (item.frame_n[0], item.frame_n[7]):
+            stays_f, stays_n = np.arange(12) != gone, item.frame_n != gone
+            without = ClassMatches(
+                hits_nd=item.hits_nd[stays_n],
+                frame_n=(np.cumsum(stays_f) - 1)[item.frame_n[stays_n]],
+                truths_f=item.truths_f[stays_f],
+            )
+            assert item.average_precision(stays_f.astype(float)) == without.average_precision(np.ones(11))
+
+
+def test_the_first_precision_holds_from_recall_0() -> None:
+    # The stronger detection's frame does not count: what is left is one hit of one truth, precision 1 at any recall.
+    item = ClassMatches(
+        hits_nd=np.array([[False] * 4, [True] * 4]), frame_n=np.array([0, 1]), truths_f=np.array([1, 1])
+    )
+    assert item.average_precision(np.array([0.0, 1.0])) == pytest.approx(1.0)
+
+
 def test_a_model_does_not_differ_from_itself() -> None:
     found = compare(matches_of(0), matches_of(0), [str(i // 3) for i in range(12)])
     assert (found.points, found.error, found.low, found.high) == (0, 0, 0, 0)
