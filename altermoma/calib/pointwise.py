@@ -72,7 +72,7 @@ def shapes_of(model: onnx.ModelProto, names: Sequence[str]) -> dict[str, list[in
 
 
 def _matches(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int | str | None] | None]) -> list[_Match]:
-    makers, readers = producers(model), consumers(model)
+    makers, readers, constants = producers(model), consumers(model), constant_values(model)
     public = {item.name for item in model.graph.output}
 
     def only(name: str, op: str) -> onnx.NodeProto | None:
@@ -85,6 +85,9 @@ def _matches(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int | str | N
             continue
         data, weight = (makers.get(name) for name in node.input[:2])
         if not (_is_pair(data) and _is_pair(weight)) or data is None or weight is None:
+            continue
+        if weight.input[0] not in constants:
+            # A product of two computed pairs: a convolution's kernel must be known.
             continue
         end, bias = node.output[0], node.input[2] if len(node.input) > 2 else ""
         addition = only(end, "Add")

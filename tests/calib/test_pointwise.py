@@ -16,6 +16,7 @@ from test_placement import contract, run
 from altermoma.calib.insert import ONNX_RUNTIME, insert
 from altermoma.calib.int8 import StagePlan, quantised
 from altermoma.calib.placement import needed, place
+from altermoma.calib.pointwise import rows_as_convolutions
 from altermoma.calib.products import find_products
 from altermoma.calib.scales import Range
 from altermoma.calib.segments import prepare
@@ -114,3 +115,20 @@ def test_no_product_is_left_to_the_slow_kernels(
     kinds = [item.op_type for item in onnx.load(tmp_path / "optimised.onnx").graph.node]
     assert kinds.count("QLinearConv") == sum(item.op_type in ("MatMul", "Gemm") for item in found[0].graph.node)
     assert not {"Transpose", "Conv", "MatMul", "Gemm", "QGemm", "MatMulIntegerToFloat", "Erf"} & set(kinds)
+
+
+def test_a_product_of_two_computed_pairs_is_left_alone() -> None:
+    nodes = [
+        node("QuantizeLinear", "x step zero", "x8"),
+        node("DequantizeLinear", "x8 step zero", "xf"),
+        node("QuantizeLinear", "z step zero", "z8"),
+        node("DequantizeLinear", "z8 step zero", "zf"),
+        node("MatMul", "xf zf", "m"),
+        node("QuantizeLinear", "m step zero", "m8"),
+        node("DequantizeLinear", "m8 step zero", "y"),
+    ]
+    weights = {"step": np.float32(0.1), "zero": np.uint8(128)}
+    model = graph(nodes, {"x": ("f", [6, 8]), "z": ("f", [8, 4])}, {"y": ("f", None)}, weights)
+    before = model.SerializeToString(deterministic=True)
+    rows_as_convolutions(model, {"m": [6, 4]})
+    assert model.SerializeToString(deterministic=True) == before
