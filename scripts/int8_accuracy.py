@@ -1,7 +1,8 @@
 """What int8 costs in mAP, with the error of that difference: bundles x calibrators x runtimes, on scenes of their own.
 
 Each bundle's fp32 graphs are calibrated anew on frames of --data, once by each method, and scored on the frames of
-another world that no model has seen. Differences are paired, their error is over scenes. What was scored is kept.
+another world that no model has seen. Differences are paired, their error is over scenes. What was scored is kept, under
+a key of all that decides it.
 
     python scripts/int8_accuracy.py --data world48 --validation unseen --work acc --methods percentile:99.99,mse \
         dense=bundles/dense pruned=bundles/pruned
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -23,9 +24,10 @@ from altermoma.calib.mixed import mixed
 from altermoma.calib.observe import observe
 from altermoma.calib.ranges import find_ranges
 from altermoma.calib.scales import Range
-from altermoma.calib.settings import CalibrationSettings, load_settings
+from altermoma.calib.settings import CalibrationSettings, StageMethods, load_settings
 from altermoma.calib.trials import Run, chain
-from altermoma.deploy.bundle import Bundle
+from altermoma.data.nuscenes import NuScenesReader
+from altermoma.deploy.bundle import MANIFEST_FILE, Bundle
 from altermoma.evaluation.nuscenes_eval import DetectionMetrics, evaluate_matches
 from altermoma.evaluation.paired import Matches, compare
 from altermoma.evaluation.predict import detect_with
@@ -33,10 +35,16 @@ from altermoma.export.contract import load_contract
 from altermoma.export.passes.emulate_half import emulate_half
 from altermoma.ops.prepare import FramePreparer
 from altermoma.recipe import DataRecipe, Recipe
+from altermoma.storage import content_key, sha256_of
 from altermoma.workflow.detections import keep_detections, read_detections
+from altermoma.workflow.keys import code_version
 from altermoma.workflow.place import Workplace
+from altermoma.workflow.plan import data_inputs
 
 Ranges = Mapping[str, Mapping[str, Range]]
+
+AS_RECIPE = "recipe"
+"""What the recipe's own method, with its [methods] by stage, is called."""
 
 
 def place_of(model: str, root: str, split: str) -> Workplace:
@@ -44,9 +52,21 @@ def place_of(model: str, root: str, split: str) -> Workplace:
     return Workplace(Recipe(model=model, data=data))
 
 
-def calibrated(
-    asked: argparse.Namespace, name: str, bundle: Bundle, plans: Mapping[str, StagePlan]
-) -> dict[str, Ranges]:
+def work_of(asked: argparse.Namespace, bundle: Bundle) -> Path:
+    """Where statistics and detections of a bundle are kept: elsewhere with anything else that they depend on."""
+    model = str(bundle.manifest.recipe["model"])
+    decides = {
+        "bundle": sha256_of(bundle.folder / MANIFEST_FILE),
+        "data": data_inputs(place_of(model, asked.data, asked.data_split)),
+        "validation": data_inputs(place_of(model, asked.validation, asked.split)),
+        "settings": load_settings(asked.recipe).to_dict(),
+        "code": code_version(),
+    }
+    folder: Path = asked.work / content_key(decides)
+    return folder
+
+
+def calibrated(asked: argparse.Namespace, bundle: Bundle, plans: Mapping[str, StagePlan]) -> dict[str, Ranges]:
     """Ranges by method, from one pass over the frames."""
     place = place_of(str(bundle.manifest.recipe["model"]), asked.data, asked.data_split)
     geometry, settings = bundle.manifest.geometry, load_settings(asked.recipe)
@@ -57,18 +77,27 @@ def calibrated(
         watch(plans, groups),
         [frame.token for frame in frames],
         lambda token: dict(preparer.prepare(place.reader.read(token))),
-        asked.work / f"{name}-statistics.npz",
+        work_of(asked, bundle) / "statistics.npz",
     )
-    return {method: find_ranges(found, settings_of(settings, method)) for method in asked.methods.split(",")}
+    methods = asked.methods.split(",") if asked.methods else [AS_RECIPE]
+    return {method: find_ranges(found, settings_of(settings, method)) for method in methods}
 
 
 def settings_of(settings: CalibrationSettings, method: str) -> CalibrationSettings:
+    """The recipe with this method in all stages: its own [methods] would go before."""
+    if method == AS_RECIPE:
+        return settings
     kind, _, percent = method.partition(":")
     share = float(percent) if percent else settings.percentile
-    return dataclasses.replace(settings, method=kind, percentile=share)  # type: ignore[arg-type]  # checked as it is used
+    return dataclasses.replace(
+        settings,
+        method=kind,  # type: ignore[arg-type]  # checked as it is used
+        percentile=share,
+        methods=StageMethods(),
+    )
 
 
-def runs_of(asked: argparse.Namespace, name: str, bundle: Bundle) -> dict[str, Run]:
+def runs_of(asked: argparse.Namespace, bundle: Bundle) -> dict[str, Run]:
     """fp32, and int8 by method and runtime: TensorRT's graphs with every rounding written out."""
     contract = load_contract(str(bundle.manifest.recipe["model"]))
     records = bundle.stages("fp32")
@@ -76,7 +105,7 @@ def runs_of(asked: argparse.Namespace, name: str, bundle: Bundle) -> dict[str, R
     plans = plan_stages(floats, contract)
     groups = chosen_groups(plans, load_settings(asked.recipe).keeps)
     runs = {"fp32": chain(plans_as_graphs(plans))}
-    for method, ranges in calibrated(asked, name, bundle, plans).items():
+    for method, ranges in calibrated(asked, bundle, plans).items():
         for runtime, dialect in (("tensorrt", tensorrt_dialect((10, 3))), ("onnxruntime", ONNX_RUNTIME)):
             graphs = {stage: quantised(plan, groups, ranges[stage], dialect) for stage, plan in plans.items()}
             if runtime == "tensorrt":
@@ -89,15 +118,21 @@ def plans_as_graphs(plans: Mapping[str, StagePlan]) -> dict[str, onnx.ModelProto
     return {name: plan.graph for name, plan in plans.items()}
 
 
-def scored(asked: argparse.Namespace, name: str, bundle: Bundle) -> dict[str, tuple[DetectionMetrics, Matches]]:
+def scored(asked: argparse.Namespace, bundle: Bundle) -> dict[str, tuple[DetectionMetrics, Matches]]:
     place = place_of(str(bundle.manifest.recipe["model"]), asked.validation, asked.split)
     frames = place.val_for(bundle.manifest.geometry)
+    folder = work_of(asked, bundle)
     found = {}
-    for title, run in runs_of(asked, name, bundle).items():
-        file = asked.work / f"{name}-{title.replace(' ', '-').replace(':', '-')}.npz"
+    for title, run in runs_of(asked, bundle).items():
+        file = folder / f"{title.replace(' ', '-').replace(':', '-')}.npz"
         keep_detections(file, lambda start, run=run: detect_with(run, frames, start=start))  # type: ignore[misc]
         found[title] = evaluate_matches(place.reader, asked.split, read_detections(file))
     return found
+
+
+def scenes_of(reader: NuScenesReader, tokens: Sequence[str]) -> list[str]:
+    """Scene of each frame: matches follow the devkit's order, which is not the reader's."""
+    return [reader.tables.samples[token].scene for token in tokens]
 
 
 def main() -> None:
@@ -108,17 +143,20 @@ def main() -> None:
     parser.add_argument("--validation", required=True, help="nuScenes folder that is scored")
     parser.add_argument("--split", default="synth_train", help="of the folder that is scored")
     parser.add_argument("--recipe", default="synthetic", help="calibration recipe: frames and what stays out of int8")
-    parser.add_argument("--methods", default="percentile", help="with commas: percentile:99.99,mse,minmax,entropy")
+    parser.add_argument(
+        "--methods",
+        default="",
+        help="with commas, each in all stages: percentile:99.99,mse,minmax,entropy; as the recipe says where left out",
+    )
     parser.add_argument("--work", type=Path, required=True, help="folder for unfinished work")
     asked = parser.parse_args()
     asked.work.mkdir(parents=True, exist_ok=True)
     reader = place_of("bevfusion-tiny", asked.validation, asked.split).reader
-    scenes = [reader.tables.samples[token].scene for token in reader.tokens(asked.split)]
     print("| model | graphs | mAP | NDS | mAP lost | error | 95 % |\n|---|---|---|---|---|---|---|")
     for name, _, folder in (item.partition("=") for item in asked.bundles):
-        found = scored(asked, name, Bundle.open(Path(folder)))
+        found = scored(asked, Bundle.open(Path(folder)))
         for title, (metrics, matches) in found.items():
-            apart = compare(matches, found["fp32"][1], scenes)
+            apart = compare(matches, found["fp32"][1], scenes_of(reader, matches.tokens))
             print(
                 f"| {name} | {title} | {100 * metrics.mAP:.2f} | {100 * metrics.NDS:.2f} | {0.0 - apart.points:+.2f} | "
                 f"{apart.error:.2f} | {0.0 - apart.high:+.2f} to {0.0 - apart.low:+.2f} |"

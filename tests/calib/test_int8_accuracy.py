@@ -1,0 +1,86 @@
+"""What `scripts/int8_accuracy.py` keeps, asks for and pairs: not what another input, recipe or order has left."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from altermoma.calib.settings import CalibrationSettings, StageMethods
+from altermoma.recipe import DataRecipe
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "int8_accuracy.py"
+RECIPE = 'schema = 1\ndataset = "mine"\nkeep = ["{keep}"]\npercentile = {percentile}\n'
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("int8_accuracy", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def recipe(path: Path, keep: str = "^head", percentile: float = 99.99) -> str:
+    path.write_text(RECIPE.format(keep=keep, percentile=percentile))
+    return str(path)
+
+
+def world(root: Path, table: str = "[]") -> str:
+    folder = root / DataRecipe().version
+    folder.mkdir(parents=True)
+    (folder / "sample.json").write_text(table)
+    return str(root)
+
+
+def bundle(folder: Path, manifest: str = "{}") -> Any:
+    folder.mkdir()
+    (folder / "manifest.json").write_text(manifest)
+    return SimpleNamespace(folder=folder, manifest=SimpleNamespace(recipe={"model": "bevfusion-tiny"}))
+
+
+def test_whatever_decides_a_result_has_a_folder_of_its_own(script: ModuleType, tmp_path: Path) -> None:
+    asked = {
+        "work": tmp_path / "work",
+        "data": world(tmp_path / "data"),
+        "data_split": "synth_train",
+        "validation": world(tmp_path / "unseen"),
+        "split": "synth_train",
+        "recipe": recipe(tmp_path / "a.toml"),
+    }
+    exported, other = bundle(tmp_path / "bundle"), bundle(tmp_path / "again", '{"name": "exported again"}')
+    changes = {
+        "data": world(tmp_path / "more", "[1]"),
+        "data_split": "synth_val",
+        "validation": world(tmp_path / "other", "[2]"),
+        "split": "synth_val",
+        "recipe": recipe(tmp_path / "b.toml", keep="^camera"),
+    }
+    every = [{**asked, name: value} for name, value in changes.items()]
+    every.append({**asked, "recipe": recipe(tmp_path / "c.toml", percentile=99.9)})
+    folders = [script.work_of(argparse.Namespace(**each), exported) for each in (asked, *every)]
+    folders.append(script.work_of(argparse.Namespace(**asked), other))
+    assert len(set(folders)) == len(folders)
+    assert folders[0].parent == tmp_path / "work"
+    moved = {**asked, "data": world(tmp_path / "moved"), "recipe": recipe(tmp_path / "d.toml")}
+    assert script.work_of(argparse.Namespace(**moved), exported) == folders[0]
+
+
+def test_a_method_asked_for_goes_before_those_of_the_recipe(script: ModuleType) -> None:
+    settings = CalibrationSettings(methods=StageMethods(lidar="mse"))
+    assert script.settings_of(settings, "recipe") == settings
+    found = script.settings_of(settings, "percentile:99.9")
+    assert {found.method_of(stage) for stage in ("camera", "lidar")} == {"percentile"}
+    assert found.percentile == 99.9
+
+
+def test_scenes_follow_the_tokens_of_the_matches(script: ModuleType) -> None:
+    samples = {token: SimpleNamespace(scene=f"scene of {token}") for token in "abc"}
+    reader = SimpleNamespace(tables=SimpleNamespace(samples=samples))
+    assert script.scenes_of(reader, ("c", "a", "b")) == ["scene of c", "scene of a", "scene of b"]
