@@ -31,16 +31,16 @@ def altermoma_scores(work: Scoring) -> ChannelVectors:
         PruningError: rounds without a contribution (alpha = 0), or what `measure_terms` refuses.
     """
     rounds, options = work.recipe.score_rounds, altereva_options(work.recipe)
-    dense = indicators_of(work.model, work.terms, work.batches, work.recipe, work.loss_fn, work.kept)
-    scores = altereva(work.terms.groups, dense, options)
-    if rounds == 1:
-        return scores
-    if options.alpha <= 0.0:
+    if rounds > 1 and options.alpha <= 0.0:
         raise PruningError(
             f"prune.score_rounds = {rounds} with prune.alpha = {options.alpha:g}",
             expected="a contribution to measure again after each round",
             remedy="set prune.score_rounds = 1, or prune.alpha above 0",
         )
+    dense = indicators_of(work.model, work.terms, work.batches, work.recipe, work.loss_fn, work.kept)
+    scores = altereva(work.terms.groups, dense, options)
+    if rounds == 1:
+        return scores
     worth = _worth(scores, altereva(work.terms.groups, dense, dataclasses.replace(options, beta=0.0)))
     with preserved(work.model):
         for done in track(range(1, rounds), "Rounds of AlterMOMA"):
