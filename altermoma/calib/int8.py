@@ -9,6 +9,7 @@ from functools import cached_property
 import onnx
 
 from altermoma.calib.insert import ONNX_RUNTIME, Dialect, insert
+from altermoma.calib.moves import move_as_int8
 from altermoma.calib.observe import Watched
 from altermoma.calib.placement import needed, place
 from altermoma.calib.pointwise import rows_as_convolutions, shapes_of
@@ -84,6 +85,7 @@ def quantised(
     model = insert(plan.graph, chosen, placement, ranges, dialect)
     if dialect.results:
         rows_as_convolutions(model, plan.shapes)
+        move_as_int8(model)
     return model
 
 
