@@ -44,6 +44,8 @@ MANIFEST_FILE = "calibration/frames.json"
 """Where a bundle names its calibration frames."""
 
 SENSITIVITY_FILE = "calibration/sensitivity.json"
+SEARCH = "search"
+"""In the record of an int8 export: what a search of layer groups found, as in SENSITIVITY_FILE."""
 RECIPE_FILE = "calibration/recipe.toml"
 
 Statistics = dict[str, dict[str, TensorStatistics]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from altermoma.ops.decode import decode
 from altermoma.ops.prepare import FramePreparer
 from altermoma.progress import track
 from altermoma.recipe import ExportRecipe, Precision, Recipe
-from altermoma.workflow.calibrate import int8_of
+from altermoma.workflow.calibrate import SEARCH, SENSITIVITY_FILE, int8_of
 from altermoma.workflow.place import Workplace
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def export_bundle(
         sparsity=report.to_json(),
     )
     write_bundle(folder, content)
-    return _records(results, report, int8)
+    return _records(results, report, int8, notes)
 
 
 def _exported(
@@ -106,13 +107,18 @@ def _exported(
 
 
 def _records(
-    results: Mapping[Precision, ExportResult], report: SparsityReport, int8: Int8Export | None
+    results: Mapping[Precision, ExportResult],
+    report: SparsityReport,
+    int8: Int8Export | None,
+    notes: Mapping[str, bytes],
 ) -> dict[str, Any]:
     """What `export_bundle` returns."""
     records: dict[str, Any] = {precision: _record(result) for precision, result in results.items()}
     records["fp32"]["sparsity"] = report.to_json()
     if int8 is not None:
         records["int8"] |= int8.to_dict()
+    if SENSITIVITY_FILE in notes:
+        records["int8"][SEARCH] = json.loads(notes[SENSITIVITY_FILE])
     return records
 
 

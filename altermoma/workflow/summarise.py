@@ -24,6 +24,7 @@ from altermoma.report.summary import (
     graph_p50,
     realised,
 )
+from altermoma.workflow.calibrate import SEARCH, SENSITIVITY_FILE
 from altermoma.workflow.plan import Engine, engines_of
 from altermoma.workflow.sparsity import SPARSITY
 from altermoma.workflow.steps import Records, StepResult, peak_memory_mib
@@ -195,9 +196,23 @@ def int8_notes(export: dict[str, Any]) -> tuple[str, ...]:
     record = export["int8"]
     stages = ", ".join(f"{stage} {share:.0%}" for stage, share in record["int8_macs_by_stage"].items())
     worst = ", ".join(f"{stage} {min(db.values()):.0f} dB" for stage, db in record["signal_db"]["tensorrt"].items())
-    return (
+    notes = [
         f"int8: {record['int8_macs']:.0%} of the multiply-adds ({stages}); signal to noise of each stage in TensorRT's "
-        f"graphs: {worst}",
+        f"graphs: {worst}"
+    ]
+    if SEARCH in record:
+        notes.append(_search_note(record[SEARCH]))
+    return tuple(notes)
+
+
+def _search_note(found: dict[str, Any]) -> str:
+    ranking, left_out = found["ranking"], found["left_out"]
+    worst = ", ".join(f"{harm['group']} {-harm['alone']:+.2f}" for harm in ranking[:3])
+    return (
+        f"int8 was searched among {len(ranking)} layer groups: mAP {100 * found['map_fp32']:.2f} in fp32, "
+        f"{100 * found['map_int8']:.2f} in int8 (the worse of both runtimes' graphs); left out: "
+        f"{', '.join(left_out) or 'none'}; the most harmful, alone in int8: {worst}. All of them are in the bundle's "
+        f"{SENSITIVITY_FILE}"
     )
 
 
