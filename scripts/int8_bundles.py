@@ -90,7 +90,10 @@ def signals(plans: dict[str, StagePlan], graphs: dict[str, onnx.ModelProto], kno
 
 
 def latencies(variants: dict[str, Quantised], rounds: int) -> dict[str, dict[str, dict[str, float]]]:
-    """Median milliseconds by bundle, precision and stage; every round times all of them one after the other."""
+    """Median milliseconds of processor by bundle, precision and stage; every round times all, one after the other.
+
+    A stage runs on one thread, so that this is its time but for waiting, of which a busy machine has much.
+    """
     sessions = {
         (bundle, precision, stage): open_session(onnx.load_model_from_string(graph))
         for bundle, found in variants.items()
@@ -101,10 +104,10 @@ def latencies(variants: dict[str, Quantised], rounds: int) -> dict[str, dict[str
     with pinned_threads(1):
         for turn in track(range(rounds + 1), "Timing"):
             for key, session in sessions.items():
-                started = time.perf_counter()
+                started = time.process_time()
                 run_session(session, variants[key[0]].known)
                 if turn:
-                    times[key].append(1e3 * (time.perf_counter() - started))
+                    times[key].append(1e3 * (time.process_time() - started))
     found: dict[str, dict[str, dict[str, float]]] = {}
     for (bundle, precision, stage), each in times.items():
         found.setdefault(bundle, {}).setdefault(precision, {})[stage] = round(float(np.median(each)), 2)
