@@ -43,7 +43,7 @@ from altermoma.models.fusion import FusionModel
 from altermoma.models.random_weights import random_model
 from altermoma.progress import say
 from altermoma.pruning.groups import fusion_groups
-from altermoma.pruning.prune import score
+from altermoma.pruning.one_round import score
 from altermoma.recipe import ComputeRecipe, DataRecipe, Recipe, TrainPrecision, TrainRecipe
 from altermoma.storage import read_json, write_json, write_text
 from altermoma.training.log import read_log

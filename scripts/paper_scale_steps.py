@@ -35,7 +35,8 @@ from altermoma.ops.prepare import FramePreparer, StageInputs
 from altermoma.progress import say
 from altermoma.pruning.channels import select_groups
 from altermoma.pruning.groups import fusion_groups
-from altermoma.pruning.prune import PruneResult, batches_needed, prune_by_scores, score
+from altermoma.pruning.one_round import batches_needed, score
+from altermoma.pruning.prune import PruneResult, prune_by_scores
 from altermoma.pruning.surgery import kept_entries, mask
 from altermoma.pruning.unstructured import element_scores, global_masks, sparsity_report
 from altermoma.recipe import DataRecipe, Precision, PruneRecipe, Recipe

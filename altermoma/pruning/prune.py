@@ -11,16 +11,17 @@ from torch import nn
 from altermoma.errors import PruningError
 from altermoma.models.batch import FrameBatch
 from altermoma.progress import say
-from altermoma.pruning.altereva import AlterEvaOptions, Indicators, altereva, measure_terms
-from altermoma.pruning.channels import ChannelGroup, ChannelVectors, Keep, select_groups
-from altermoma.pruning.costs import CostModel, channel_costs
-from altermoma.pruning.flops import FlopReport, count_flops, flop_costs, parameter_costs, time_costs
-from altermoma.pruning.groups import fusion_groups
-from altermoma.pruning.indicators import ChannelTerms, ScoringData, Terms
+from altermoma.pruning.channels import ChannelGroup, ChannelVectors, Keep
+from altermoma.pruning.costs import CostModel
+from altermoma.pruning.flops import FlopReport, count_flops, time_costs
 from altermoma.pruning.kept import Kept
-from altermoma.pruning.latency import StageTable, stage_latency
+from altermoma.pruning.latency import StageTable
 from altermoma.pruning.masking import Batch, LossFunction
-from altermoma.pruning.selection import SelectionOptions, check_budget, keep_all, select
+from altermoma.pruning.methods.choose import scores_of
+from altermoma.pruning.methods.work import channel_work
+from altermoma.pruning.one_round import batches_needed
+from altermoma.pruning.plan import Plan, plan_pruning
+from altermoma.pruning.selection import keep_all, select
 from altermoma.pruning.surgery import shrink
 from altermoma.recipe import PruneRecipe
 
@@ -100,9 +101,6 @@ def prune(
             expected=f"{needed} or more",
             remedy="lower prune.score_batches and prune.reactivation_batches, or give more frames",
         )
-    from altermoma.pruning.methods.choose import scores_of
-    from altermoma.pruning.methods.work import channel_work
-
     frame = batches[0][0] if reference is None else reference
     scores: ChannelVectors = {}
     if recipe.amount > 0:
@@ -133,47 +131,6 @@ def prune_by_scores(
     return _carried_out(plan, model, scores, price)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What is known before anything is scored."""
-
-    recipe: PruneRecipe
-    frame: FrameBatch
-    groups: tuple[ChannelGroup, ...]
-    scoped: tuple[ChannelGroup, ...]
-    flops: FlopReport
-    cost: CostModel
-    options: SelectionOptions
-
-    def with_amount(self, amount: float) -> SelectionOptions:
-        """The options with another share to remove."""
-        return replace(self.options, amount=amount)
-
-
-def plan_pruning(
-    model: nn.Module, recipe: PruneRecipe, frame: FrameBatch, tables: Mapping[str, StageTable] | None = None
-) -> Plan:
-    """Groups and costs; a budget that cannot be met is an error here, before the scores are computed."""
-    if recipe.channel_step < 1:
-        raise PruningError("prune.channel_step = 0", expected="1 or more; 0 is for the target to fill in")
-    groups = fusion_groups(model)
-    scoped = select_groups(groups, recipe.scope)
-    flops = count_flops(model, frame)
-    if recipe.budget == "latency":
-        cost: CostModel = _latency(model, groups, flops, tables)
-    else:
-        cost = _cost(model, groups, scoped, recipe, flops)
-    options = SelectionOptions(
-        amount=recipe.amount,
-        step=recipe.channel_step,
-        lidar_step=recipe.lidar_channel_step or None,
-        floor=recipe.min_channels,
-        method=recipe.selection,
-    )
-    check_budget(scoped, cost, options)
-    return Plan(recipe=recipe, frame=frame, groups=groups, scoped=scoped, flops=flops, cost=cost, options=options)
-
-
 def _carried_out(
     plan: Plan, model: ModelT, scores: ChannelVectors, price: CostModel | None = None
 ) -> PruneResult[ModelT]:
@@ -198,119 +155,6 @@ def _carried_out(
     )
     say(_summary(result))
     return result
-
-
-def batches_needed(recipe: PruneRecipe) -> int:
-    """Batches that `prune` takes.
-
-    Raises:
-        PruningError: a recipe that leaves them open.
-    """
-    for key in ("score_batches", "reactivation_batches", "reri_batches"):
-        if getattr(recipe, key) < 1:
-            raise PruningError(f"prune.{key} = 0", expected="1 or more; 0 is for the size of the model to fill in")
-    return max(recipe.score_batches, recipe.reactivation_batches)
-
-
-def passes_of(recipe: PruneRecipe) -> int:
-    """Forward and backward passes of AlterMOMA's scoring of all partitions; those with a branch masked are cheaper.
-
-    With two batches for DeCI and one for ReRI they are 2 B + 4 for B reactivation batches; every further round measures
-    DeCI once more.
-    """
-    terms = min(recipe.reri_batches, recipe.reactivation_batches)
-    masked = recipe.reactivation_batches + 2 * terms - 1
-    return recipe.score_rounds * recipe.score_batches * bool(recipe.alpha) + 2 * masked * bool(recipe.beta)
-
-
-def score(
-    model: nn.Module,
-    groups: Sequence[ChannelGroup],
-    batches: Sequence[Batch],
-    recipe: PruneRecipe,
-    loss_fn: LossFunction,
-    kept: Kept | None = None,
-) -> ChannelVectors:
-    """AlterEva scores of the groups at the model's weights as they are: of one round (`methods.altermoma` has more)."""
-    return score_terms(model, ChannelTerms(model, groups, recipe.aggregation), batches, recipe, loss_fn, kept)
-
-
-def score_terms(
-    model: nn.Module,
-    terms: Terms,
-    batches: Sequence[Batch],
-    recipe: PruneRecipe,
-    loss_fn: LossFunction,
-    kept: Kept | None = None,
-) -> ChannelVectors:
-    """AlterEva scores of one round, of channels or single elements, as the terms say."""
-    indicators = indicators_of(model, terms, batches, recipe, loss_fn, kept)
-    return altereva(terms.groups, indicators, altereva_options(recipe))
-
-
-def altereva_options(recipe: PruneRecipe) -> AlterEvaOptions:
-    """The recipe's weights, as `altereva` takes them."""
-    return AlterEvaOptions(
-        alpha=recipe.alpha,
-        beta=recipe.beta,
-        lr=recipe.reactivation_lr,
-        aggregation=recipe.aggregation,
-        redundancy=recipe.redundancy,
-        unit=recipe.unit,
-    )
-
-
-def indicators_of(
-    model: nn.Module,
-    terms: Terms,
-    batches: Sequence[Batch],
-    recipe: PruneRecipe,
-    loss_fn: LossFunction,
-    kept: Kept | None = None,
-) -> Indicators:
-    """DeCI and ReRI of channels or single elements, on as many of the batches as the recipe says."""
-    reactivation = batches[: recipe.reactivation_batches]
-    return measure_terms(
-        model,
-        terms,
-        loss_fn,
-        batches[: recipe.score_batches],
-        ScoringData(
-            reactivation=reactivation,
-            terms=reactivation[: recipe.reri_batches],
-            starts_together=True,
-            kept=kept or Kept(),
-            norms=recipe.norms,
-        ),
-        altereva_options(recipe),
-    )
-
-
-def _cost(
-    model: nn.Module,
-    groups: Sequence[ChannelGroup],
-    scoped: Sequence[ChannelGroup],
-    recipe: PruneRecipe,
-    flops: FlopReport,
-) -> CostModel:
-    """FLOPs and parameters count over the whole model, channels over the scope."""
-    if recipe.budget == "flops":
-        return flop_costs(model, flops, groups)
-    if recipe.budget == "params":
-        return parameter_costs(model, groups)
-    return channel_costs(scoped)
-
-
-def _latency(
-    model: nn.Module, groups: Sequence[ChannelGroup], flops: FlopReport, tables: Mapping[str, StageTable] | None
-) -> CostModel:
-    if tables is None:
-        raise PruningError(
-            "a budget in latency without measured latencies",
-            expected="a table per stage",
-            remedy="altermoma prune and altermoma-export measure them; else give what stage_times.measure_tables finds",
-        )
-    return stage_latency(model, flops, groups, tables)
 
 
 def _summary(result: PruneResult[ModelT]) -> str:

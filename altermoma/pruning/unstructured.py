@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from altermoma.errors import PruningError
 from altermoma.pruning.channels import ChannelGroup, ChannelVectors
 from altermoma.pruning.masking import Batch, LossFunction
-from altermoma.pruning.prune import score_terms
+from altermoma.pruning.one_round import score_terms
 from altermoma.pruning.streams import Partitioned
 from altermoma.recipe import Partition, PruneRecipe
 

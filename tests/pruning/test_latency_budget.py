@@ -13,7 +13,8 @@ from altermoma.errors import PruningError
 from altermoma.pruning.flops import count_flops, flop_costs
 from altermoma.pruning.groups import fusion_groups
 from altermoma.pruning.latency import StageTable, stage_latency
-from altermoma.pruning.prune import plan_pruning, prune_by_scores
+from altermoma.pruning.plan import plan_pruning
+from altermoma.pruning.prune import prune_by_scores
 from altermoma.pruning.surgery import shrink
 from altermoma.recipe import PruneRecipe
 

@@ -17,7 +17,8 @@ from altermoma.models.batch import FrameBatch
 from altermoma.models.fusion import FusionModel
 from altermoma.pruning.flops import count_flops
 from altermoma.pruning.masking import bind
-from altermoma.pruning.prune import batches_needed, prune, prune_by_scores, score
+from altermoma.pruning.one_round import batches_needed, score
+from altermoma.pruning.prune import prune, prune_by_scores
 from altermoma.pruning.surgery import shrink
 from altermoma.recipe import Partition, PruneRecipe
 

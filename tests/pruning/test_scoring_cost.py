@@ -18,7 +18,7 @@ from altermoma.pruning.indicators import ChannelTerms
 from altermoma.pruning.methods.choose import scores_of
 from altermoma.pruning.methods.scoring import Scoring
 from altermoma.pruning.methods.work import weight_work
-from altermoma.pruning.prune import passes_of
+from altermoma.pruning.one_round import passes_of
 from altermoma.recipe import PruneRecipe
 
 LEAN = PruneRecipe(amount=0.5, score_rounds=1, score_batches=2, reactivation_batches=6, reri_batches=1)

@@ -18,7 +18,7 @@ from altermoma.models.config import MapConfig, ModelConfig
 from altermoma.models.fusion import FusionModel
 from altermoma.ops.decode import decode_map
 from altermoma.pruning.groups import fusion_groups
-from altermoma.pruning.prune import score
+from altermoma.pruning.one_round import score
 from altermoma.recipe import DataRecipe, PruneRecipe, Recipe, TrainRecipe
 from altermoma.training.loop import detection_objective
 from altermoma.training.losses import task_loss

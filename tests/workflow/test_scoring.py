@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from altermoma.errors import PruningError
-from altermoma.pruning.prune import batches_needed
+from altermoma.pruning.one_round import batches_needed
 from altermoma.recipe import DataRecipe, EngineRecipe, PruneRecipe, Recipe
 from altermoma.workflow.place import Workplace
 from altermoma.workflow.scoring import scoring_batches, with_open_keys_filled

@@ -20,7 +20,7 @@ from altermoma.pruning.altereva import altereva
 from altermoma.pruning.channels import ChannelGroup, ChannelVectors
 from altermoma.pruning.masking import preserved
 from altermoma.pruning.methods.scoring import Scoring, mean_magnitude, share_of_round
-from altermoma.pruning.prune import altereva_options, indicators_of
+from altermoma.pruning.one_round import altereva_options, indicators_of
 from altermoma.pruning.unstructured import apply_masks
 
 

@@ -17,7 +17,7 @@ from altermoma.pruning.methods.prospr import prospr_scores
 from altermoma.pruning.methods.scoring import Scoring, check_scores
 from altermoma.pruning.methods.snip import snip_scores
 from altermoma.pruning.methods.synflow import synflow_scores
-from altermoma.pruning.prune import batches_needed
+from altermoma.pruning.one_round import batches_needed
 from altermoma.recipe import PruneRecipe
 
 

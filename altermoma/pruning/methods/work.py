@@ -12,7 +12,7 @@ from altermoma.pruning.indicators import ChannelTerms
 from altermoma.pruning.latency import StageTable
 from altermoma.pruning.masking import Batch, LossFunction
 from altermoma.pruning.methods.scoring import Scoring
-from altermoma.pruning.prune import plan_pruning
+from altermoma.pruning.plan import plan_pruning
 from altermoma.pruning.selection import select
 from altermoma.pruning.surgery import entry_masks
 from altermoma.pruning.unstructured import ElementTerms, Masks, Threshold, global_masks
