@@ -107,7 +107,7 @@ def main(  # noqa: PLR0913 - one argument per command-line option
         "preset": preset,
         "recipe": dataclasses.asdict(recipe),
         "teacher": {"preset": teacher_preset, "sha256": sha256_of(teacher)},
-        "loss": [float(part.mean()) for part in np.array_split(np.array(losses), 20)],
+        "loss": [float(part.mean()) for part in np.array_split(np.array(losses), min(20, len(losses)))],
     }
     write_json(out / "model.json", record)
     save_checkpoint(out / "model.safetensors", result.model.state_dict(), {"preset": preset})
