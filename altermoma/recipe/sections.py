@@ -70,8 +70,8 @@ class PruneRecipe:
         redundancy: how it lowers the contribution: the paper's difference, or a factor (altermoma.pruning.altereva).
         unit: of the scores across partitions: shares of each partition, as in the paper, or loss.
         batch_size: frames of each.
-        norms: what batch norms use while gradients are taken: running statistics, or the batch's own as in training
-            (altermoma.pruning.masking). Of AlterMOMA and SNIP; ProsPr differentiates through training steps.
+        norms: what batch norms use while gradients are taken: the batch's own statistics, as fine-tuning will, or the
+            running ones (altermoma.pruning.masking). Of AlterMOMA and SNIP; ProsPr trains anyway.
         two_four_rule: how wide a layer must be to become 2:4, where the engine's sparsity is that
             (altermoma/pruning/two_four_rules.py).
         two_four_permute: reorder channels first, so that 2:4 keeps more magnitude.
@@ -97,7 +97,7 @@ class PruneRecipe:
     redundancy: Redundancy = "difference"
     unit: Unit = "loss"
     batch_size: int = 0
-    norms: Norms = "running"
+    norms: Norms = "batch"
     aggregation: Literal["channel", "element"] = "channel"
     selection: Literal["threshold", "greedy"] = "threshold"
     two_four_rule: Literal["pattern", "aligned", "wide"] = "aligned"

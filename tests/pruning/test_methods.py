@@ -25,6 +25,7 @@ from altermoma.recipe import PruneRecipe
 SCOPE = ("camera", "lidar", "fusion")
 RECIPE = PruneRecipe(
     amount=0.6,
+    norms="running",
     score_batches=3,
     reactivation_batches=3,
     reri_batches=1,

@@ -25,6 +25,7 @@ from altermoma.recipe import PruneRecipe
 
 RECIPE = PruneRecipe(
     amount=0.8,
+    norms="running",
     beta=0.0,
     unit="share",
     score_batches=2,

@@ -12,7 +12,14 @@ from altermoma.pruning.unstructured import element_scores, global_masks, masked_
 from altermoma.recipe import PruneRecipe
 
 RECIPE = PruneRecipe(
-    beta=1.0, unit="share", score_batches=3, reactivation_batches=2, reri_batches=1, reactivation_lr=0.05, batch_size=2
+    beta=1.0,
+    unit="share",
+    score_batches=3,
+    reactivation_batches=2,
+    reri_batches=1,
+    reactivation_lr=0.05,
+    batch_size=2,
+    norms="running",
 )
 MASKED = {"camera": ["lidar"], "lidar": ["camera"], "fusion": ["lidar", "camera"]}
 
