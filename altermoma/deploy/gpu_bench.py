@@ -8,6 +8,7 @@ from typing import Any, cast
 from altermoma.deploy.benchmark import FRAME, Variant, pipeline_variant, run_benchmark
 from altermoma.deploy.bundle import Bundle
 from altermoma.deploy.gpu_check import Variant as Checked
+from altermoma.deploy.gpu_check import measured
 from altermoma.deploy.gpu_frames import PREPARED
 from altermoma.deploy.pipeline import Pipeline, Preparation
 from altermoma.deploy.telemetry import sampled
@@ -34,9 +35,9 @@ def bench_key(checked: Sequence[Checked], *, seconds: float, threads: int) -> st
 
 
 def way_of(checked: Checked) -> str:
-    """How frames of a variant are run: as far from the host as was found to be right."""
+    """How frames of a variant are run: as far from the host as was found to be right, captured or not."""
     steps = checked.read().get("steps", {})
-    right = [way for step, way in PREPARED.items() if steps.get(step, {}).get("status") == "passed"]
+    right = [way for step, way in PREPARED.items() if steps.get(step, {}).get("right")]
     return right[-1] if right else STAGEWISE
 
 
@@ -65,7 +66,7 @@ def bench_variants(checked: Sequence[Checked], *, seconds: float, threads: int) 
     able = ready(checked)
     if not able:
         raise EngineError("no variant ran a whole frame: there is nothing to time")
-    bundles = {variant.folder.name: Bundle.open(variant.bundle) for variant in able}
+    bundles = {variant.folder.name: measured(variant) for variant in able}
     first = bundles[able[0].folder.name]
     frame = first.reference().frame(first.manifest.name)
     pipelines: Mapping[str, Variant] = {

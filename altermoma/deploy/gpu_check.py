@@ -104,6 +104,15 @@ def check_variant(variant: Variant, *, timing_cache: Path, device: str) -> Recor
     return book.close()
 
 
+def measured(variant: Variant) -> Bundle:
+    """The bundle with its engines pardoned in memory: those that are not what was asked for run too, and only here."""
+    bundle = Bundle.open(variant.bundle)
+    engines = bundle.manifest.engines
+    pardoned = tuple(dataclasses.replace(record, fault="") for record in engines.built)
+    manifest = dataclasses.replace(bundle.manifest, engines=dataclasses.replace(engines, built=pardoned))
+    return dataclasses.replace(bundle, manifest=manifest)
+
+
 def mark_ended(variant: Variant, how: str) -> bool:
     """Turns a step that was under way when its process ended into a failure; says whether there was one.
 
@@ -159,7 +168,7 @@ class _Book:
         steps = self.record["steps"]
         if steps.get(name, {}).get("status") in {"passed", "failed"}:
             return
-        unmet = [need for need in needs or [] if steps[need]["status"] != "passed"]
+        unmet = [need for need in needs or [] if steps[need]["status"] != "passed" and not steps[need].get("built")]
         if unmet:
             steps[name] = {"status": "skipped", "error": f"no success in: {', '.join(unmet)}"}
             return
@@ -209,8 +218,11 @@ def _outcome(work: Callable[[], Record]) -> Record:
 
 
 def _build(variant: Variant, stage: StageRecord, options: BuildOptions, timing_cache: Path) -> Record:
-    """Time, size, and what the inspector read back; everything that TensorRT said lies beside the record."""
-    log, gpu = BuildLog(), dict[str, Any]()
+    """Time, size, and what the inspector read back; everything that TensorRT said lies beside the record.
+
+    An engine that is not what was asked for has failed, and is run and timed all the same (`built`).
+    """
+    log, gpu = BuildLog(faults=[]), dict[str, Any]()
     try:
         with sampled(gpu):
             bundle = build_stage(Bundle.open(variant.bundle), stage, options, timing_cache=timing_cache, log=log)
@@ -221,8 +233,11 @@ def _build(variant: Variant, stage: StageRecord, options: BuildOptions, timing_c
             write_text(variant.folder / f"{stage.name}.layers.json", log.report + "\n")
     built = next(r for r in bundle.manifest.engines.built if (r.stage, r.precision) == (stage.name, variant.precision))
     found: Record = {"plan_bytes": built.size, "layers": built.precisions, "built_before": not log.report}
+    found["built"] = True
     if "memory_used_mib" in gpu:
         found["gpu_memory_mib"] = gpu["memory_used_mib"]["max"]
+    if log.faults:
+        raise UnmetError("; ".join(log.faults), found)
     if log.report:
         layers = read_layers(log.report, log.messages)
         found |= {"sparse_eligible": len(layers.sparse_eligible), "sparse_picked": len(layers.sparse_picked)}
@@ -233,7 +248,7 @@ def _build(variant: Variant, stage: StageRecord, options: BuildOptions, timing_c
 
 def _run(variant: Variant, stage: StageRecord) -> Record:
     """Outputs against the reference's, milliseconds without copies, and device memory."""
-    bundle = Bundle.open(variant.bundle)
+    bundle = measured(variant)
     runner = open_engines(bundle, variant.precision, only=[stage.name])[stage.name]
     found = _parity(bundle, runner, variant.precision)
     times = runner.execution_ms(reference_inputs(stage, bundle.reference()), RUNS)
@@ -255,8 +270,11 @@ def _held(found: Record) -> Record:
 
 
 def _frame(variant: Variant, options: BuildOptions) -> Record:
-    """From raw sensor arrays to boxes; with every stage built, the bundle's engines are complete."""
-    bundle = engines_here(Bundle.open(variant.bundle), options, build="require")
+    """From raw sensor arrays to boxes; with every stage built and verified, the bundle's engines are complete."""
+    bundle = Bundle.open(variant.bundle)
+    if not any(record.fault for record in bundle.manifest.engines.built if record.precision == variant.precision):
+        engines_here(bundle, options, build="require")
+    bundle = measured(variant)
     pipeline = Pipeline(bundle.manifest.geometry, open_engines(bundle, variant.precision))
     check = check_frame(variant.precision, pipeline, bundle.reference())
     found = dataclasses.asdict(check)
@@ -267,7 +285,7 @@ def _frame(variant: Variant, options: BuildOptions) -> Record:
 
 def _device_frames(variant: Variant, preparation: Preparation) -> Record:
     """The runtime that a vehicle uses: streams, graphs, buckets, frames prepared here or there."""
-    found, wrong = frames_on_device(Bundle.open(variant.bundle), variant.precision, preparation)
+    found, wrong = frames_on_device(measured(variant), variant.precision, preparation)
     if wrong:
         raise UnmetError(wrong, found)
     return found

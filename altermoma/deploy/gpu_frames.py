@@ -68,6 +68,7 @@ def frames_on_device(bundle: Bundle, precision: str, preparation: Preparation) -
         "captures": captures,
         "refusals": device.refusals(),
         "memory_bytes": device.memory_bytes(),
+        "right": worst.passed and off <= allowed,
     }
     return found, _complaint(found, passed=worst.passed, allowed=allowed)
 

@@ -91,6 +91,7 @@ class EngineRecord:
         dla_core: accelerator that it was built for, -1 for none.
         dla_lacks: layers of such a stage that run on the GPU.
         stripped: whether the plan holds no weights, and takes those of the stage's graph.
+        fault: why it is not what was asked for; `deploy.gpu_check` alone keeps and measures such an engine.
     """
 
     stage: str
@@ -111,6 +112,7 @@ class EngineRecord:
     dla_core: int = -1
     dla_lacks: int = 0
     stripped: bool = False
+    fault: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

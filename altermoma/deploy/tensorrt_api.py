@@ -24,6 +24,9 @@ NUMPY_NAMES = {
 }
 """TensorRT data types that numpy has, by name."""
 
+SPARSITY = "(Sparsity)"
+"""What a builder's messages on sparse kernels begin with."""
+
 
 def import_tensorrt() -> Any:
     """The tensorrt module; importing is safe without a GPU.
@@ -104,14 +107,17 @@ def numpy_name(trt: Any, dtype: Any) -> str:
 
 
 def make_logger(trt: Any, messages: list[str]) -> Any:
-    """A logger that collects messages of INFO and worse: errors for our own errors, and what the builder chose."""
+    """A logger that collects messages of INFO and worse: errors for our own errors, and what the builder chose.
+
+    Of the verbose ones it keeps those on sparse kernels, where TensorRT 10 and later put them.
+    """
 
     class Collector(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
         def log(self, severity: Any, msg: str) -> None:
-            if severity != trt.ILogger.Severity.VERBOSE:
+            if severity != trt.ILogger.Severity.VERBOSE or SPARSITY in msg:
                 messages.append(f"{getattr(severity, 'name', severity)}: {msg}")
 
     return Collector()

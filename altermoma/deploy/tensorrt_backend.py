@@ -37,7 +37,7 @@ def load_engines(bundle: Bundle, precision: str, only: Collection[str] | None = 
     """Loads the engines of every stage, or of some, that were built for this very GPU and TensorRT version.
 
     Raises:
-        EngineError: no GPU, no engine, or one of another device or version; says which.
+        EngineError: no GPU, no engine, one of another device or version, or not what was asked for; says which.
         UnsupportedError: tensorrt is not installed.
     """
     gpu, trt = require_gpu(), import_tensorrt()
@@ -53,6 +53,12 @@ def load_engines(bundle: Bundle, precision: str, only: Collection[str] | None = 
         )
     for record in (found[name] for name in wanted):
         require_fitting(record, trt, gpu)
+        if record.fault:
+            raise EngineError(
+                f"the {precision} engine of stage {record.stage} is not what was asked for: {record.fault}",
+                expected="an engine that was verified",
+                remedy=f"run {BUILD_COMMAND}",
+            )
     cuda = make_cuda()
     return {name: StageEngine(trt, load_engine(trt, bundle, found[name]), wanted[name], cuda) for name in wanted}
 

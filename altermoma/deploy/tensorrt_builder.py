@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,13 @@ from altermoma.deploy.tensorrt_dla import place_on_dla
 from altermoma.deploy.tensorrt_inspect import EngineLayers, read_layers, require_precision
 from altermoma.deploy.tensorrt_islands import require_islands
 from altermoma.deploy.tensorrt_load import make_runtime
-from altermoma.deploy.tensorrt_precision import find_islands, held_precision, pin_precisions, trace_network
+from altermoma.deploy.tensorrt_precision import (
+    TracedLayer,
+    find_islands,
+    held_precision,
+    pin_precisions,
+    trace_network,
+)
 from altermoma.deploy.tensorrt_progress import shown_progress
 from altermoma.errors import EngineError
 from altermoma.progress import say
@@ -41,10 +49,25 @@ class BuiltEngine:
 
 @dataclass(kw_only=True)
 class BuildLog:
-    """What a build leaves behind however it ends: the messages of TensorRT, and the inspector's report (JSON)."""
+    """What a build leaves behind however it ends: the messages of TensorRT, and the inspector's report (JSON).
+
+    `faults` collects why an engine is not what was asked for, where it is a list: who measures engines wants to see
+    what a wrong one does. Otherwise such an engine is an error.
+    """
 
     messages: list[str] = field(default_factory=list)
     report: str = ""
+    faults: list[str] | None = None
+
+    @contextlib.contextmanager
+    def verifying(self) -> Iterator[None]:
+        """What is found wrong within is an error, or one of the faults."""
+        try:
+            yield
+        except EngineError as error:
+            if self.faults is None:
+                raise
+            self.faults.append(str(error))
 
 
 def engine_key(onnx_sha256: str, stage: StageRecord, options: BuildOptions, *, tensorrt: str, device: str) -> str:
@@ -93,7 +116,8 @@ def build_engine(
         log: receives what TensorRT says, also where this raises.
 
     Raises:
-        EngineError: the graph does not parse, does not build, or the engine does not compute in what was asked for.
+        EngineError: the graph does not parse, does not build, or the engine does not compute in what was asked for
+            (unless the log collects that).
     """
     log = log or BuildLog()
     messages = log.messages
@@ -112,16 +136,29 @@ def build_engine(
     with shown_progress(trt, config, stage.name):
         payload = _plan(trt, builder, network, config, stage, messages)
     log.report = _inspect(trt, logger, payload, options, stage, messages)
-    layers = read_layers(log.report, messages)
-    held = options.precision if stage.numbers else held_precision(traced, options.precision)
-    require_precision(stage.name, held, layers, stage.numbers)
-    if options.precision != "fp32":
-        unseen = require_islands(stage, find_islands(traced, stage), layers)
-        if unseen:
-            say(f"stage {stage.name}: the engine's report does not show what touches {', '.join(unseen)}: unverified")
+    layers = EngineLayers(layers=())
+    with log.verifying():
+        layers = read_layers(log.report, messages)
+    with log.verifying():
+        _verify(stage, options, traced, layers)
     return BuiltEngine(
         plan=payload, layers=layers, timing_cache=bytes(memoryview(cache.serialize())), dla_lacks=dla_lacks
     )
+
+
+def _verify(stage: StageRecord, options: BuildOptions, traced: Sequence[TracedLayer], layers: EngineLayers) -> None:
+    """Holds what was built against what was asked for.
+
+    Raises:
+        EngineError: another precision, or an fp32 island that is rounded.
+    """
+    held = options.precision if stage.numbers else held_precision(traced, options.precision)
+    require_precision(stage.name, held, layers, stage.numbers)
+    if options.precision == "fp32":
+        return
+    unseen = require_islands(stage, find_islands(traced, stage), layers)
+    if unseen:
+        say(f"stage {stage.name}: the engine's report does not show what touches {', '.join(unseen)}: unverified")
 
 
 def _builder(trt: Any, logger: Any, messages: list[str]) -> Any:

@@ -10,6 +10,9 @@ from altermoma.deploy.manifest import Manifest
 from altermoma.deploy.tensorrt_api import member, profile_sharing, required, strongly_typed, version_of
 from altermoma.recipe import BuilderRecipe, Recipe, from_dict
 
+_LIBRARIES = ("CUBLAS", "CUBLAS_LT", "CUDNN")
+"""Tactic sources of 8.x that lie in other libraries."""
+
 _LEVELS = {"ampere_plus": "AMPERE_PLUS", "same_compute_capability": "SAME_COMPUTE_CAPABILITY"}
 
 
@@ -106,9 +109,20 @@ def configure(trt: Any, config: Any, options: BuildOptions) -> None:
     if sharing is not None:
         # Every shape that a frame's CUDA graphs were captured for has a context, all on one profile.
         config.set_preview_feature(sharing, True)
+    if (8, 6) <= version_of(trt) < (10, 0):
+        _leave_libraries(trt, config)
     _limit_memory(trt, config, options.builder)
     _set_compatibility(trt, config, options.builder)
     _set_refit(trt, config, options.builder)
+
+
+def _leave_libraries(trt: Any, config: Any) -> None:
+    """8.6 computes without cuBLAS and cuDNN (DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805 is on: NvInfer.h 8.6) and
+    still loads both for plugins, of which there are none here, while they are tactic sources. Where they are not
+    installed that would be an error. 8.5 computes with them, from 10 on both are off.
+    """
+    libraries = sum(1 << int(member(trt.TacticSource, name)) for name in _LIBRARIES)
+    config.set_tactic_sources(int(config.get_tactic_sources()) & ~libraries)
 
 
 def _permit_precision(trt: Any, config: Any, options: BuildOptions) -> None:

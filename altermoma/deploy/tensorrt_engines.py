@@ -99,7 +99,7 @@ def build_stage(
         stage: one of the bundle's.
         options: how to build.
         timing_cache: file to read and add to; without it one below the bundle's `engines/`.
-        log: receives what TensorRT says.
+        log: receives what TensorRT says; where it collects faults, an engine with some is recorded with them.
 
     Returns:
         The bundle as it now is.
@@ -111,12 +111,13 @@ def build_stage(
     version, device = str(trt.__version__), device_name(gpu)
     _require_new_enough(trt, bundle)
     key = engine_key(bundle.manifest.files[stage.file].sha256, stage, options, tensorrt=version, device=device)
-    if any(record.key == key for record in bundle.manifest.engines.built):
+    if any(record.key == key and not record.fault for record in bundle.manifest.engines.built):
         return bundle
     say(f"building {options.precision} engine of stage {stage.name}")
     file = f"{ENGINES_FOLDER}/{stage.name}-{options.precision}-{key}.plan"
     cache = timing_cache or bundle.folder / ENGINES_FOLDER / timing_cache_name(version, device)
     old = cache.read_bytes() if cache.is_file() else b""
+    log = log or BuildLog()
     built = build_engine(trt, bundle.graph(stage), stage, options, timing_cache=old, log=log)
     write_bytes(bundle.folder / file, built.plan)
     if built.timing_cache:
@@ -140,6 +141,7 @@ def build_stage(
         dla_core=options.builder.dla_core if options.on_dla(stage.name) else -1,
         dla_lacks=built.dla_lacks,
         stripped=options.builder.strip,
+        fault="; ".join(log.faults or ()),
     )
     others = [r for r in bundle.manifest.engines.built if (r.stage, r.precision) != (stage.name, options.precision)]
     return bundle.with_engines(_unfinished("the build was not finished", [*others, record]))

@@ -67,11 +67,14 @@ class EngineLayers:
 def read_layers(report: str, messages: list[str]) -> EngineLayers:
     """Reads the inspector's JSON of any version from 8.5 and the builder's messages.
 
+    8.6 writes ASCII control characters into its strings, between the ONNX nodes that became one layer
+    (NVIDIA/TensorRT#2779), which strict JSON forbids.
+
     Raises:
         EngineError: the report is no JSON with layers.
     """
     try:
-        record = json.loads(report)
+        record = json.loads(report, strict=False)
         layers = tuple(_layer(item) for item in record["Layers"])
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise EngineError(

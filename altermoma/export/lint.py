@@ -94,6 +94,7 @@ def lint(model: onnx.ModelProto, trt_version: str, stage: str = "") -> list[Find
     """
     from altermoma.export.lint_quantisation import QUANTISATION_RULES
     from altermoma.export.lint_rules import RULES
+    from altermoma.export.lint_types import TYPE_RULES
 
     model = _named(model)
     subject = Subject(
@@ -107,7 +108,7 @@ def lint(model: onnx.ModelProto, trt_version: str, stage: str = "") -> list[Find
     )
     findings = list(_graph_findings(subject))
     findings += [f for node in model.graph.node for f in _operator_findings(subject, node)]
-    rules = (*RULES, *QUANTISATION_RULES) if subject.quantised else RULES
+    rules = (*RULES, *TYPE_RULES, *(QUANTISATION_RULES if subject.quantised else ()))
     findings += [f for node in model.graph.node for rule in rules for f in rule(subject, node)]
     return sorted(findings, key=lambda finding: finding.severity)
 

@@ -24,11 +24,12 @@ from tensorrt_double import VERSIONS, FakeCuda, TensorRtDouble, attach_runtime, 
 from tiny_bundle import content
 from typer.testing import CliRunner
 
-from altermoma.deploy import device_kernels, gpu_check, gpu_frames, tensorrt_backend, tensorrt_engines
+from altermoma.deploy import device_kernels, gpu_bench, gpu_check, gpu_frames, tensorrt_backend, tensorrt_engines
 from altermoma.deploy.bundle import Bundle, write_bundle
 from altermoma.deploy.cuda_driver import Gpu, GpuLostError, Probe
 from altermoma.deploy.manifest import STAGES
 from altermoma.deploy.telemetry import summarise
+from altermoma.deploy.tensorrt_builder import BuildOptions
 from altermoma.errors import EngineError
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "gpu_check.py"
@@ -217,6 +218,38 @@ def test_an_engine_that_is_not_what_was_asked_for(machine: Machine) -> None:
     assert "asked for in fp32 but computes in fp16 in 1 layers" in steps["build head"]["error"]
     assert json.loads((machine.out / "dense-fp32" / "head.layers.json").read_text()) == json.loads(report)
     assert "asked for in fp32" in (machine.out / "result.md").read_text()
+    assert {steps[f"build {stage}"]["status"] for stage in STAGES} == {"failed"}
+    assert {steps[name]["status"] for name in (*(f"run {s}" for s in STAGES), *AFTER)} == {"passed"}, "measured anyway"
+    assert result["benchmarks"]["toy"]["ways"] == {"dense-fp32": "device"}
+
+
+def test_what_was_measured_anyway_runs_nowhere_else(machine: Machine) -> None:
+    folder = machine.bundle("dense")
+    report = inspector_report((10, 3), "fp32", "fp16")
+    machine.trt.answers[("EngineInspector", "get_engine_information")] = lambda *_: report
+    variant = gpu_check.Variant(bundle=folder, precision="fp32", folder=machine.out / "dense-fp32")
+    gpu_check.check_variant(variant, timing_cache=machine.out / "timing.cache", device=str(GPU))
+    bundle = Bundle.open(folder)
+    assert bundle.manifest.engines.state != "built"
+    with pytest.raises(EngineError, match="not what was asked for: stage camera was asked for in fp32"):
+        tensorrt_backend.load_engines(bundle, "fp32")
+    with pytest.raises(EngineError, match="asked for in fp32 but computes in fp16"):
+        tensorrt_engines.engines_here(bundle, BuildOptions(precision="fp32"), build="require")
+    machine.trt.answers[("EngineInspector", "get_engine_information")] = lambda *_: inspector_report((10, 3), "fp32")
+    built = tensorrt_engines.engines_here(Bundle.open(folder), BuildOptions(precision="fp32"), build="require")
+    assert set(tensorrt_backend.load_engines(built, "fp32")) == set(STAGES)
+
+
+def test_frames_that_are_right_are_timed_as_a_vehicle_runs_them_though_no_graph_was_captured(tmp_path: Path) -> None:
+    steps = {
+        "frame, host": {"status": "failed", "right": True, "captures": {"lidar": 0}},
+        "frame, device": {"status": "failed", "right": False},
+    }
+    variant = gpu_check.Variant(bundle=tmp_path, precision="fp16", folder=tmp_path)
+    variant.file.write_text(json.dumps({"steps": steps}))
+    assert gpu_bench.way_of(variant) == "host"
+    variant.file.write_text(json.dumps({"steps": {}}))
+    assert gpu_bench.way_of(variant) == gpu_bench.STAGEWISE
 
 
 def test_outputs_beyond_the_tolerance_are_timed_and_marked(machine: Machine) -> None:

@@ -17,7 +17,7 @@ from altermoma.deploy import tensorrt_builder
 from altermoma.deploy.bundle import Bundle
 from altermoma.deploy.manifest import AxisRange, StageRecord
 from altermoma.deploy.tensorrt_api import network_flags, numpy_name, version_of
-from altermoma.deploy.tensorrt_builder import BuildOptions, build_engine, engine_key
+from altermoma.deploy.tensorrt_builder import BuildLog, BuildOptions, build_engine, engine_key
 from altermoma.errors import EngineError
 from altermoma.recipe import BuilderRecipe
 
@@ -94,6 +94,34 @@ def test_builder_uses_only_what_each_version_has(trt: TensorRtDouble, bundle: Bu
     shapes = {call[0]: call[1:] for call in trt.called("IOptimizationProfile", "set_shape")}
     assert shapes["voxels"] == ((1, 5), (200, 5), (4000, 5))
     assert "bev_table" not in shapes
+
+
+def test_8_6_does_not_load_libraries_that_it_does_not_compute_with(trt: TensorRtDouble, bundle: Bundle) -> None:
+    """cuBLAS and cuDNN are tactic sources by default, and must then be installed (NvInfer.h 8.6)."""
+    built_in(trt, "fp32")
+    trt.answers[("IBuilderConfig", "get_tactic_sources")] = lambda _: 0b11111
+    stage = bundle.stages("fp32")["camera"]
+    build_engine(trt, bundle.graph(stage), stage, BuildOptions(precision="fp32"))
+    kept = 1 << int(trt.TacticSource.EDGE_MASK_CONVOLUTIONS) | 1 << int(trt.TacticSource.JIT_CONVOLUTIONS)
+    assert trt.called("IBuilderConfig", "set_tactic_sources") == ([(kept,)] if version_of(trt) == (8, 6) else [])
+
+
+def test_messages_on_sparse_kernels_are_kept_though_they_are_verbose(trt: TensorRtDouble, bundle: Bundle) -> None:
+    """TensorRT 10 and later count sparse kernels in the verbose log."""
+    built_in(trt, "fp32", "fp16")
+
+    def build(*_: Any) -> bytearray:
+        logger, verbose = trt.called("Builder", "__init__")[-1][0], trt.ILogger.Severity.VERBOSE
+        for text in ("Found 3 layer(s) eligible to use", "Chose 2 layer(s) using"):
+            logger.log(verbose, f"(Sparsity) {text} sparse tactics")
+        logger.log(verbose, "=============== Computing costs for conv1")
+        return bytearray(b"plan")
+
+    trt.answers[("Builder", "build_serialized_network")] = build
+    stage, log = bundle.stages("fp32")["camera"], BuildLog()
+    layers = build_engine(trt, bundle.graph(stage), stage, BuildOptions(precision="fp16"), log=log).layers
+    assert (len(layers.sparse_eligible), len(layers.sparse_picked)) == (3, 2)
+    assert len(log.messages) == 2
 
 
 def test_the_numbers_of_the_contract_are_asked_of_the_engine(trt: TensorRtDouble, bundle: Bundle) -> None:

@@ -68,6 +68,15 @@ def test_inspector_of_names_only_cannot_be_verified() -> None:
         read_layers("no json", [])
 
 
+def test_control_characters_in_the_report_of_8_6() -> None:
+    """Its metadata has a record separator between fused nodes: NVIDIA/TensorRT#2779."""
+    report = json.loads(inspector_report((8, 6), "fp16"))
+    report["Layers"][0]["Metadata"] = "[ONNX Layer: conv]\x1e[ONNX Layer: relu]"
+    raw = json.dumps(report).replace("\\u001e", "\x1e")
+    assert "\x1e" in raw
+    assert read_layers(raw, []).counts == {"fp16": 1}
+
+
 def test_sparse_layers_are_read_from_the_log() -> None:
     log = [
         "INFO: (Sparsity) Layers eligible for sparse math: conv1, conv2",

@@ -64,6 +64,17 @@ def int8_rows() -> onnx.ModelProto:
     return graph(nodes, {"x": ("f", [4, 2]), "i": ("i", [3])}, {"out": ("f", None)}, weights)
 
 
+def stored(kind: str, axis: int | None = 0) -> onnx.ModelProto:
+    """Weights [8, 4] with a scale per row: stored in int8, or as floats behind a quantiser."""
+    axes = {} if axis is None else {"axis": axis}
+    back = node("DequantizeLinear", "q s z", "w", **axes)
+    nodes = [back] if kind == "int8" else [node("QuantizeLinear", "w0 s z", "q", **axes), back]
+    weights: Arrays = {"s": np.ones(8, np.float32), "z": np.zeros(8, np.int8)}
+    weights |= {"q": np.ones((8, 4), np.int8)} if kind == "int8" else {"w0": random(8, 4)}
+    nodes.append(node("MatMul", "w x", "out"))
+    return graph(nodes, {"x": ("f", [4, 3])}, {"out": ("f", None)}, weights)
+
+
 MEAN_18 = one("ReduceMean", {"x": ("f", [2, 3])}, {"axes": ints(1)}, opset=18)
 X4: Shapes = {"x": ("f", [1, 2, 8, 8])}
 
@@ -107,6 +118,17 @@ CASES = [
     (one("Add", {"x": ("l", [1])}, {"big": ints(1 << 40)}), "int64-clamp", ("8.5.2", "8.6.1", "9.3")),
     (one("Add", {"x": ("l", [1])}, {"small": ints(1 << 20)}), "int64-clamp", ()),
     (one("Identity", {"x": ("l", [1])}), "int64-binding", ("8.5.2", "8.6.1", "9.3")),
+    (stored("int8"), "int8-constant", ("8.5.2", "8.6.1", "9.3")),
+    (stored("float"), "int8-constant", ()),
+    (stored("float", None), "scale-axis", VERSIONS[:7]),
+    (stored("float"), "scale-axis", ()),
+    (quantised(np.asarray(0, np.int8)), "scale-axis", ()),
+    (one("Gather", {"x": ("f", [9])}, {"i": ints(1, kind=np.int16)}), "constant-type", VERSIONS),  # type: ignore[arg-type]
+    (one("Add", {"x": ("f", [1])}, {"small": random(1)}), "constant-type", ()),
+    (one("Expand", {"x": ("f", [1])}, {"shape": ints(*[2] * 9)}), "tensor-rank", VERSIONS),
+    (one("Expand", {"x": ("f", [1])}, {"shape": ints(*[2] * 8)}), "tensor-rank", ()),
+    (one("Expand", {"x": ("f", [1])}, {"shape": ints(2**16, 2**15)}), "tensor-volume", VERSIONS[:6]),
+    (one("Expand", {"x": ("f", [1])}, {"shape": ints(2**16, 2**15 - 1)}), "tensor-volume", ()),
 ]  # fmt: skip
 
 
