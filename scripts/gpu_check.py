@@ -52,6 +52,9 @@ TOO_LONG = "it was ended after"
 START_S = 20.0
 """About what the benchmark of a model takes before it measures."""
 
+LAZY = "CUDA_MODULE_LOADING"
+"""Kernels are loaded as they are used, as CUDA has it from 12.2 on; libraries of earlier versions load all at first."""
+
 Runner = Callable[[list[str], Path, float], str]
 """Runs this script with arguments, output to a file, for at most so many seconds; says how it ended, "" if well."""
 
@@ -125,8 +128,11 @@ def run_here(arguments: list[str], log: Path, timeout: float) -> str:
     """A process of its own; with everything that it started, it is ended when the time is over."""
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(Path(__file__).resolve()), *arguments]
+    environment = {LAZY: "LAZY", **os.environ}
     with log.open("a") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True, env=environment
+        )
         try:
             code = process.wait(timeout)
         except subprocess.TimeoutExpired:

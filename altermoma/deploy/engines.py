@@ -75,6 +75,8 @@ class StageEngine:
     def _checked(self, context: Any) -> Any:
         if context is None:
             raise EngineError(f"stage {self.record.name} gets no execution context: {self.complaints()}")
+        # Engines hold every layer's details for the inspector; telling profilers of them makes each run longer.
+        context.nvtx_verbosity = self._trt.ProfilingVerbosity.NONE
         # Before 10 only an engine's first context comes with the profile.
         if self._dynamic and context.active_optimization_profile != 0:
             if not context.set_optimization_profile_async(0, self.cuda.stream):

@@ -19,6 +19,7 @@ _TYPES = {
     "half": "fp16",
     "float16": "fp16",
     "bf16": "bf16",
+    "bfloat16": "bf16",
     "int8": "int8",
     "fp8": "fp8",
     "float8": "fp8",

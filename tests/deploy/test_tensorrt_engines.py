@@ -60,6 +60,8 @@ def test_build_record_and_run_whole_frames(trt: TensorRtDouble, copied: Path) ->
         of = frame(seed, points)
         found, wanted = (p(of.images_vhw3, of.points_p5, of.calibration).boxes for p in (pipeline, oracle))
         np.testing.assert_allclose(found.geometry_m9, wanted.geometry_m9, atol=1e-6)
+    told = {verbosity.name for (verbosity,) in trt.called("IExecutionContext", "nvtx_verbosity =")}
+    assert told == {"NONE"}, "profilers are told of no layer, though engines are built with their details"
     builds = len(trt.called("Builder", "build_serialized_network"))
     engines_here(Bundle.open(copied), options, build="auto")
     assert len(trt.called("Builder", "build_serialized_network")) == builds
