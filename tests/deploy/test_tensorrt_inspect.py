@@ -68,6 +68,36 @@ def test_inspector_of_names_only_cannot_be_verified() -> None:
         read_layers("no json", [])
 
 
+@pytest.mark.parametrize(
+    ("text", "precision"),
+    [
+        ("Row major linear FP32", "fp32"),
+        ("Channel major FP16 format where channel == 4 and column stride % 32 == 0", "fp16"),
+        ("Eight channel FP16 format (kHWC8) where C is padded to a multiple of 8", "fp16"),
+        ("Thirty-two wide channel vectorized row major INT8 format (kCDHW32) with 3 spatial dimensions", "int8"),
+        ("Row major Int8 format where column stride % 64 == 0", "int8"),
+        ("Row major linear Int32", "int32"),
+        ("Row major linear BOOL", "bool"),
+        ("Row major linear BFloat16 format", "bf16"),
+        ("Row major linear Int64 format", "int64"),
+        ("Row major linear FP8 format", "fp8"),
+        ("Half", "fp16"),
+        ("Float", "fp32"),
+        ("Int8", "int8"),
+        ("BFloat16", "bf16"),
+        ("Row major linear UInt8 format", None),
+        ("Unknown format", None),
+        ("N/A", None),
+        ("None", None),
+    ],
+)
+def test_how_versions_call_their_types(text: str, precision: str | None) -> None:
+    """Texts of libnvinfer 8.6 and of trt-engine-explorer's list for 8.x to 10.16 (trex/activations.py)."""
+    tensor = {"Name": "t", "Dimensions": [1], "Format/Datatype": text}
+    report = {"Layers": [{"Name": "a", "LayerType": "kgen", "Inputs": [tensor], "Outputs": []}], "Bindings": []}
+    assert read_layers(json.dumps(report), []).counts == ({precision: 1} if precision else {})
+
+
 def test_control_characters_in_the_report_of_8_6() -> None:
     """Its metadata has a record separator between fused nodes: NVIDIA/TensorRT#2779."""
     report = json.loads(inspector_report((8, 6), "fp16"))
