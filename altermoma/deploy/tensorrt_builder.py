@@ -14,7 +14,7 @@ from typing import Any
 import altermoma
 from altermoma.deploy.manifest import StageRecord
 from altermoma.deploy.tensorrt_api import complaints, make_logger, member, network_flags, strongly_typed
-from altermoma.deploy.tensorrt_config import BuildOptions, configure, parser_flags
+from altermoma.deploy.tensorrt_config import BuildOptions, configure, parser_flags, relax_precision
 from altermoma.deploy.tensorrt_dla import place_on_dla
 from altermoma.deploy.tensorrt_inspect import EngineLayers, read_layers, require_precision
 from altermoma.deploy.tensorrt_islands import require_islands
@@ -134,7 +134,7 @@ def build_engine(
     _add_profile(builder, config, stage)
     cache = _timing_cache(config, timing_cache, stage)
     with shown_progress(trt, config, stage.name):
-        payload = _plan(trt, builder, network, config, stage, messages)
+        payload = _measurable_plan(trt, builder, network, config, stage, log)
     log.report = _inspect(trt, logger, payload, options, stage, messages)
     layers = EngineLayers(layers=())
     with log.verifying():
@@ -182,6 +182,21 @@ def _plan(trt: Any, builder: Any, network: Any, config: Any, stage: StageRecord,
     if plan is None:
         raise _failed(trt, stage, messages)
     return bytes(memoryview(plan))
+
+
+def _measurable_plan(trt: Any, builder: Any, network: Any, config: Any, stage: StageRecord, log: BuildLog) -> bytes:
+    """A plan; where 8.x finds none of the precisions ordered and the log collects faults, one of its own precisions.
+
+    Raises:
+        EngineError: as `_plan`.
+    """
+    try:
+        return _plan(trt, builder, network, config, stage, log.messages)
+    except EngineError as error:
+        if log.faults is None or not relax_precision(trt, config):
+            raise
+        log.faults.append(f"{error.found}; it was built with precisions that TensorRT chose where it had no kernel")
+        return _plan(trt, builder, network, config, stage, log.messages)
 
 
 def _parse(trt: Any, network: Any, logger: Any, onnx: bytes, stage: StageRecord, options: BuildOptions) -> None:

@@ -135,6 +135,20 @@ def _permit_precision(trt: Any, config: Any, options: BuildOptions) -> None:
         config.set_flag(flags.INT8)
 
 
+def relax_precision(trt: Any, config: Any) -> bool:
+    """8.x: makes wishes of orders, so that layers without a kernel of their precision take another.
+
+    Returns:
+        Whether there were orders.
+    """
+    flags = trt.BuilderFlag
+    if strongly_typed(trt) or not config.get_flag(flags.OBEY_PRECISION_CONSTRAINTS):
+        return False
+    config.clear_flag(flags.OBEY_PRECISION_CONSTRAINTS)
+    config.set_flag(flags.PREFER_PRECISION_CONSTRAINTS)
+    return True
+
+
 def _limit_memory(trt: Any, config: Any, builder: BuilderRecipe) -> None:
     pools = trt.MemoryPoolType
     for name, size, remedy in (

@@ -106,6 +106,36 @@ def test_8_6_does_not_load_libraries_that_it_does_not_compute_with(trt: TensorRt
     assert trt.called("IBuilderConfig", "set_tactic_sources") == ([(kept,)] if version_of(trt) == (8, 6) else [])
 
 
+def test_who_collects_faults_gets_an_engine_of_other_precisions(trt: TensorRtDouble, bundle: Bundle) -> None:
+    """8.x refuses where a layer has no kernel of its precision: the check wants to see the rest of the engine run."""
+    weak = version_of(trt) < (10, 0)
+    orders: set[str] = set()
+
+    def build(*_: Any) -> bytearray | None:
+        logger, severity = trt.called("Builder", "__init__")[-1][0], trt.ILogger.Severity.ERROR
+        logger.log(severity, "Could not find any implementation for node Gather_7")
+        return None if not weak or "OBEY_PRECISION_CONSTRAINTS" in orders else bytearray(b"plan")
+
+    built_in(trt, "fp32", "fp16")
+    trt.answers |= {
+        ("Builder", "build_serialized_network"): build,
+        ("IBuilderConfig", "set_flag"): lambda _, flag: orders.add(flag.name),
+        ("IBuilderConfig", "clear_flag"): lambda _, flag: orders.discard(flag.name),
+        ("IBuilderConfig", "get_flag"): lambda _, flag: flag.name in orders,
+    }
+    stage, options = bundle.stages("fp32")["camera"], BuildOptions(precision="fp16")
+    with pytest.raises(EngineError, match="implementation for node Gather_7"):
+        build_engine(trt, bundle.graph(stage), stage, options)
+    log = BuildLog(faults=[])
+    if not weak:
+        with pytest.raises(EngineError, match="implementation for node Gather_7"):
+            build_engine(trt, bundle.graph(stage), stage, options, log=log)
+        return
+    assert build_engine(trt, bundle.graph(stage), stage, options, log=log).plan == b"plan"
+    assert {"FP16", "PREFER_PRECISION_CONSTRAINTS"} <= orders
+    assert [fault.partition(";")[0][-8:] for fault in log.faults or ()] == ["Gather_7"]
+
+
 def test_messages_on_sparse_kernels_are_kept_though_they_are_verbose(trt: TensorRtDouble, bundle: Bundle) -> None:
     """TensorRT 10 and later count sparse kernels in the verbose log."""
     built_in(trt, "fp32", "fp16")

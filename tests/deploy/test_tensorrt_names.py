@@ -17,6 +17,7 @@ GUARDED = {
     "BuilderFlag.FP16": "only below 10: networks are weakly typed there",
     "BuilderFlag.INT8": "only below 10",
     "BuilderFlag.OBEY_PRECISION_CONSTRAINTS": "only below 10",
+    "BuilderFlag.PREFER_PRECISION_CONSTRAINTS": "only below 10",
 }
 """Names that some versions lack, and why they are not asked for there."""
 
