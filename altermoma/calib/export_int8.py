@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from altermoma.calib.fp8 import emulate_fp8, to_fp8
+from altermoma.calib.fp8 import emulate_fp8, fp8_plan, to_fp8
 from altermoma.calib.insert import ONNX_RUNTIME, tensorrt_dialect
 from altermoma.calib.int8 import Share, StagePlan, quantised, share_of
 from altermoma.calib.mixed import mixed
@@ -83,6 +83,7 @@ def export_int8(
     fp8 = ranges.settings.get("number") == "fp8"
     if fp8:
         dialect = dataclasses.replace(dialect, stored=False)
+        plans = {name: fp8_plan(plan) for name, plan in plans.items()}
     signed, unsigned = {}, {}
     for name, plan in plans.items():
         found = ranges.tensors.get(name, {})

@@ -6,6 +6,7 @@ Pairs of FP8 exist from operator set 19 on, which TensorRT reads from 10.0 on.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import ml_dtypes
@@ -14,6 +15,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper, version_converter
 
+from altermoma.calib.int8 import StagePlan
+from altermoma.calib.products import Product
 from altermoma.calib.scales import LARGEST
 from altermoma.errors import ExportError
 from altermoma.export.graph import (
@@ -27,9 +30,22 @@ from altermoma.export.graph import (
     set_initializer,
     set_nodes,
 )
+from altermoma.export.numbers import beyond_fp8
 
 OPSET = 19
 E4M3_MAX = 448.0
+
+
+def fp8_plan(plan: StagePlan) -> StagePlan:
+    """The plan without products that TensorRT has no FP8 kernels for: first layers, narrow heads, depthwise layers."""
+    constants = constant_values(plan.graph)
+
+    def checked(item: Product) -> Product:
+        if item.kept or not item.weight or not beyond_fp8(item.op, constants[item.weight].shape, item.axis):
+            return item
+        return dataclasses.replace(item, kept="has no FP8 kernel")
+
+    return dataclasses.replace(plan, products=tuple(map(checked, plan.products)))
 
 
 def to_fp8(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -14,6 +14,7 @@ import onnx
 
 from altermoma.export.graph import attribute
 from altermoma.export.lint import Finding, Rule, Subject
+from altermoma.export.numbers import FP8_CHANNELS, FP8_WINDOW, beyond_fp8
 
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
 
@@ -96,11 +97,39 @@ def weight_axis(subject: Subject, node: onnx.NodeProto) -> Iterator[Finding]:
         )
 
 
+def fp8_kernels(subject: Subject, node: onnx.NodeProto) -> Iterator[Finding]:
+    """There is no FP8 convolution of few channels or of a large window, and none at all before 10.2.
+
+    Sources: NVIDIA/TensorRT#3987 (10.2: no implementation for the first convolution of a ResNet), and what
+    find_nodes_from_convs_to_exclude of NVIDIA's Model Optimizer leaves out.
+    """
+    pair = _dequantiser(subject, node.input[1]) if node.op_type == "Conv" else None
+    zero = subject.constants.get(pair.input[2]) if pair is not None and len(pair.input) > 2 else None
+    weight = _quantised_weight(subject, pair) if pair is not None else None
+    if zero is None or weight is None or not zero.dtype.name.startswith("float8"):
+        return
+    if subject.version < (10, 2):
+        message, remedy = "FP8 convolution, which this version lacks", "use int8"
+    elif beyond_fp8("Conv", weight, 0):
+        message = f"no FP8 convolution by weights {list(weight)}"
+        remedy = f"leave those of {FP8_CHANNELS} channels or less, or more than {FP8_WINDOW} cells, out of FP8"
+    else:
+        return
+    yield subject.finding("error", "fp8-conv", node.name, message, remedy)
+
+
+def _quantised_weight(subject: Subject, pair: onnx.NodeProto) -> tuple[int, ...] | None:
+    """Dimensions of a constant that lies before this dequantiser or before its quantiser."""
+    maker = subject.makers.get(pair.input[0])
+    value = subject.constants.get(maker.input[0] if maker is not None else pair.input[0])
+    return value.shape if value is not None else None
+
+
 def _scale(subject: Subject, pair: onnx.NodeProto) -> float:
     scale = subject.constants.get(pair.input[1])
     return float("nan") if scale is None else float(np.reshape(scale, -1)[0])
 
 
 QUANTISATION_RULES: tuple[Rule, ...] = (
-    half_quantised, quantised_before_relu, shared_scale, residual, weight_axis,
+    half_quantised, quantised_before_relu, shared_scale, residual, weight_axis, fp8_kernels,
 )  # fmt: skip

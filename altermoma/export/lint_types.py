@@ -68,19 +68,19 @@ def constant_types(subject: Subject, node: onnx.NodeProto) -> Iterator[Finding]:
 
 
 def int8_constants(subject: Subject, node: onnx.NodeProto) -> Iterator[Finding]:
-    """Up to 9.x weights are stored as floats behind a quantiser: "invalid weights type of Int8" otherwise.
+    """Up to 9.x, int8 is stored for a DequantizeLinear alone.
 
-    Sources: README of trt-engine-explorer's ResNet example at 8.6 and 9.3, NVIDIA/TensorRT#2163. Zero points are read.
+    "Int8 constant is only allowed before DQ node" (libnvinfer 8.6.0; 8.5.2 checks it too, NVIDIA/TensorRT#3385).
+    Before 8.5 weights could not be int8 at all (#2163, 8.4.1).
     """
     if subject.version >= (10, 0):
         return
     for i, name in enumerate(node.input):
         value = subject.constants.get(name)
-        if value is None or value.dtype != np.int8 or (node.op_type in QUANTISERS and i == 2):
+        if value is None or value.dtype != np.int8 or (node.op_type in QUANTISERS and i in (0, 2)):
             continue
-        message = f"constant {name} is stored as int8, which this version refuses"
-        remedy = "store floats, and quantise them in the graph"
-        yield subject.finding("error", "int8-constant", node.name, message, remedy)
+        message = f"constant {name} is stored as int8, which this version takes before DequantizeLinear only"
+        yield subject.finding("error", "int8-constant", node.name, message, "dequantise it first")
 
 
 def tensor_sizes(subject: Subject, node: onnx.NodeProto) -> Iterator[Finding]:

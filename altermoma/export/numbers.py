@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import onnx
 
 from altermoma.errors import ExportError
@@ -16,6 +19,24 @@ PRECISIONS = {
     onnx.TensorProto.INT4: "int4",
 }
 QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
+
+FP8_CHANNELS = 16
+FP8_WINDOW = 32
+"""Channels on either side that an FP8 convolution needs more of, and other products as many; cells of its window."""
+
+
+def beyond_fp8(op: str, weight: Sequence[int], axis: int) -> bool:
+    """Whether TensorRT has no FP8 kernel, or none worth its pairs, for a product by weights of these dimensions.
+
+    Args:
+        op: of the product.
+        weight: dimensions of its constant.
+        axis: of the output channels in it.
+    """
+    window = math.prod(weight[2:]) if op == "Conv" else 1
+    outputs = weight[axis]
+    inputs = math.prod(weight) // (outputs * window)
+    return min(inputs, outputs) < FP8_CHANNELS + (op == "Conv") or window > FP8_WINDOW
 
 
 def quantised_numbers(model: onnx.ModelProto) -> str:

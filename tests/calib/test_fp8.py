@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
+from export_graphs import Arrays, graph, node, random
 from export_graphs import run as reference
 from test_placement import DIALECTS, feeds, quantised, run
 
-from altermoma.calib.fp8 import E4M3_MAX, emulate_fp8, rounded_fp8, to_fp8
+from altermoma.calib.fp8 import E4M3_MAX, emulate_fp8, fp8_plan, rounded_fp8, to_fp8
+from altermoma.calib.int8 import StagePlan
+from altermoma.calib.products import Product
 from altermoma.errors import ExportError
+from altermoma.export.contract import StageContract
 from altermoma.export.lint import lint
 from altermoma.export.numbers import quantised_numbers
 
@@ -59,11 +66,62 @@ def test_pairs_become_fp8_and_lose_little(kind: str) -> None:
 
 
 def test_the_lint_takes_fp8_from_ten_on() -> None:
-    _, signed = quantised("residual", DIALECTS["8.6"])
+    _, signed = quantised("sparse", DIALECTS["8.6"])
     found = to_fp8(signed)
     for version in ("10.3", "10.13.3", "11.0"):
         assert lint(found, version) == []
     assert {finding.rule for finding in lint(found, "8.6")} >= {"opset-too-new"}
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize(
+    ("weight", "version", "refused"),
+    [
+        ((64, 32, 3, 3), "10.3", False),
+        ((64, 32, 3, 3), "10.1", True),
+        ((64, 3, 3, 3), "10.3", True),
+        ((2, 64, 1, 1), "11.0", True),
+        ((64, 32, 7, 7), "10.16", True),
+    ],
+)
+def test_convolutions_without_an_fp8_kernel_are_refused(
+    weight: tuple[int, ...], version: str, refused: bool, stored: bool
+) -> None:
+    """NVIDIA/TensorRT#3987: no implementation for the first convolution of a ResNet; no FP8 convolution before 10.2."""
+    e4m3 = ml_dtypes.float8_e4m3fn
+    values: Arrays = {"s": np.asarray(0.1, np.float32), "z": np.zeros((), e4m3)}
+    values |= {"q": np.ones(weight, e4m3)} if stored else {"w": random(*weight)}
+    nodes = [
+        *([] if stored else [node("QuantizeLinear", "w s z", "q")]),
+        node("DequantizeLinear", "q s z", "d"),
+        node("QuantizeLinear", "x s z", "xq"),
+        node("DequantizeLinear", "xq s z", "xd"),
+        node("Conv", "xd d", "out"),
+    ]
+    model = graph(nodes, {"x": ("f", [1, weight[1], 8, 8])}, {"out": ("f", None)}, values, opset=19)
+    assert [finding.rule for finding in lint(model, version)] == (["fp8-conv"] if refused else [])
+
+
+def test_products_without_an_fp8_kernel_stay_out() -> None:
+    shapes = {
+        "wide": (32, 17, 3, 3),
+        "narrow": (32, 16, 3, 3),
+        "window": (32, 32, 7, 7),
+        "rows": (32, 16),
+        "few": (15, 32),
+    }
+    values = {name: random(*shape) for name, shape in shapes.items()}
+    model = graph([node("Relu", "x", "y")], {"x": ("f", [1])}, {"y": ("f", None)}, values)
+    one = Product(
+        node="", op="", data="", weight="", bias="", result="", axis=0, group="g", kept="", macs=0, row_macs=0
+    )
+    products = [
+        dataclasses.replace(one, op="MatMul" if name in ("rows", "few") else "Conv", weight=name) for name in shapes
+    ]
+    sums = dataclasses.replace(one, op="ReduceSum")
+    spec = StageContract(name="g", meaning="", inputs=(), outputs=())
+    plan = fp8_plan(StagePlan(contract=spec, graph=model, products=(*products, sums)))
+    assert [item.weight for item in plan.chosen(frozenset({"g"}))] == ["wide", "rows", ""]
 
 
 def test_two_number_formats_in_one_graph_are_an_error() -> None:

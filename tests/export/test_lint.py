@@ -64,6 +64,12 @@ def int8_rows() -> onnx.ModelProto:
     return graph(nodes, {"x": ("f", [4, 2]), "i": ("i", [3])}, {"out": ("f", None)}, weights)
 
 
+def int8_table() -> onnx.ModelProto:
+    nodes = [node("Gather", "table i", "rows"), node("DequantizeLinear", "rows s z", "out")]
+    weights = {"table": np.ones((4, 2), np.int8), "s": np.asarray(0.1, np.float32), "z": np.asarray(0, np.int8)}
+    return graph(nodes, {"i": ("i", [3])}, {"out": ("f", None)}, weights)
+
+
 def stored(kind: str, axis: int | None = 0) -> onnx.ModelProto:
     """Weights [8, 4] with a scale per row: stored in int8, or as floats behind a quantiser."""
     axes = {} if axis is None else {"axis": axis}
@@ -118,7 +124,8 @@ CASES = [
     (one("Add", {"x": ("l", [1])}, {"big": ints(1 << 40)}), "int64-clamp", ("8.5.2", "8.6.1", "9.3")),
     (one("Add", {"x": ("l", [1])}, {"small": ints(1 << 20)}), "int64-clamp", ()),
     (one("Identity", {"x": ("l", [1])}), "int64-binding", ("8.5.2", "8.6.1", "9.3")),
-    (stored("int8"), "int8-constant", ("8.5.2", "8.6.1", "9.3")),
+    (int8_table(), "int8-constant", ("8.5.2", "8.6.1", "9.3")),
+    (stored("int8"), "int8-constant", ()),
     (stored("float"), "int8-constant", ()),
     (stored("float", None), "scale-axis", VERSIONS[:7]),
     (stored("float"), "scale-axis", ()),
