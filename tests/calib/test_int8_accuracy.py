@@ -84,3 +84,43 @@ def test_scenes_follow_the_tokens_of_the_matches(script: ModuleType) -> None:
     samples = {token: SimpleNamespace(scene=f"scene of {token}") for token in "abc"}
     reader = SimpleNamespace(tables=SimpleNamespace(samples=samples))
     assert script.scenes_of(reader, ("c", "a", "b")) == ["scene of c", "scene of a", "scene of b"]
+
+
+class Frames:
+    """Frames that count how often each was prepared."""
+
+    geometry = None
+
+    def __init__(self, tokens: str) -> None:
+        self.tokens, self.prepared = tokens, [0] * len(tokens)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: int) -> SimpleNamespace:
+        self.prepared[index] += 1
+        return SimpleNamespace(token=self.tokens[index], inputs={"frame": index})
+
+
+def test_a_frame_is_prepared_once_and_a_killed_run_goes_on_inside_it(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "decode", lambda made, _: [made])
+    runs = {"fp32": lambda inputs: inputs["frame"], "mse tensorrt": lambda inputs: 10 + inputs["frame"]}
+    whole = list(script.detected(runs, frames := Frames("abc"), 0))
+    assert whole == [
+        ("fp32/a", 0), ("mse tensorrt/a", 10),
+        ("fp32/b", 1), ("mse tensorrt/b", 11),
+        ("fp32/c", 2), ("mse tensorrt/c", 12),
+    ]  # fmt: skip
+    assert frames.prepared == [1, 1, 1]
+    for start in range(len(whole) + 1):
+        assert list(script.detected(runs, frames := Frames("abc"), start)) == whole[start:]
+        assert sum(frames.prepared) == 3 - start // 2
+
+
+def test_all_methods_or_those_named_are_scored_for_onnxruntime(script: ModuleType) -> None:
+    everywhere, some = argparse.Namespace(onnxruntime=""), argparse.Namespace(onnxruntime="mse,minmax")
+    assert list(script.dialects_of(everywhere, "entropy")) == ["tensorrt", "onnxruntime"]
+    assert list(script.dialects_of(some, "minmax")) == ["tensorrt", "onnxruntime"]
+    assert list(script.dialects_of(some, "entropy")) == ["tensorrt"]
