@@ -42,7 +42,7 @@ def quantised_before_relu(subject: Subject, node: onnx.NodeProto) -> Iterator[Fi
     if pair is None:
         return
     before = subject.makers.get(pair.input[0])
-    source = subject.makers.get(before.input[0]) if before is not None else None
+    source = subject.makers.get(before.input[0]) if before is not None and before.input else None
     if source is not None and source.op_type in (*_WEIGHTED, "BatchNormalization"):
         message = f"a quantiser lies between {source.name} and its ReLU"
         yield subject.finding("error", "pair-before-relu", node.name, message, "quantise behind the ReLU")
@@ -105,8 +105,10 @@ def fp8_kernels(subject: Subject, node: onnx.NodeProto) -> Iterator[Finding]:
     """
     pair = _dequantiser(subject, node.input[1]) if node.op_type == "Conv" else None
     zero = subject.constants.get(pair.input[2]) if pair is not None and len(pair.input) > 2 else None
-    weight = _quantised_weight(subject, pair) if pair is not None else None
-    if zero is None or weight is None or not zero.dtype.name.startswith("float8"):
+    if pair is None or zero is None or not zero.dtype.name.startswith("float8"):
+        return
+    weight = _quantised_weight(subject, pair)
+    if weight is None:
         return
     if subject.version < (10, 2):
         message, remedy = "FP8 convolution, which this version lacks", "use int8"
@@ -120,8 +122,10 @@ def fp8_kernels(subject: Subject, node: onnx.NodeProto) -> Iterator[Finding]:
 
 def _quantised_weight(subject: Subject, pair: onnx.NodeProto) -> tuple[int, ...] | None:
     """Dimensions of a constant that lies before this dequantiser or before its quantiser."""
+    value = subject.constants.get(pair.input[0])
     maker = subject.makers.get(pair.input[0])
-    value = subject.constants.get(maker.input[0] if maker is not None else pair.input[0])
+    if value is None and maker is not None and maker.input:
+        value = subject.constants.get(maker.input[0])
     return value.shape if value is not None else None
 
 

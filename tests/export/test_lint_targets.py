@@ -108,6 +108,21 @@ def quantised_weights() -> onnx.ModelProto:
     return graph(nodes, {"x": ("f", [1, 2])}, {"out": ("f", None)}, weights)
 
 
+def test_weights_in_constant_nodes_are_weights() -> None:
+    """Other exporters write Constant nodes, which have no inputs, where ours writes initialisers."""
+    arrays = {"w": np.ones((64, 32, 3, 3), np.int8), "s": np.asarray(0.1, np.float32), "z": np.asarray(0, np.int8)}
+    nodes = [
+        *(helper.make_node("Constant", [], [n], value=numpy_helper.from_array(a)) for n, a in arrays.items()),
+        node("DequantizeLinear", "w s z", "wide"),
+        node("QuantizeLinear", "x s z", "x8"),
+        node("DequantizeLinear", "x8 s z", "xf"),
+        node("Conv", "xf wide", "out"),
+        node("Relu", "wide", "positive"),
+    ]
+    model = graph(nodes, {"x": ("f", [1, 32, 8, 8])}, {"out": ("f", None), "positive": ("f", None)})
+    assert not [f for f in lint(model, "10.3") if f.severity == "error"]
+
+
 def test_precisions_that_a_target_lacks() -> None:
     for name in target_names():
         target = load_target(name)
