@@ -6,9 +6,11 @@ behind a concatenation, and no quantiser before a padding. Swin cuts its windows
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
+from typing import Any
 
 import onnx
+from numpy.typing import NDArray
 
 from altermoma.calib.products import PASSIVE
 from altermoma.export.graph import attribute, constant_values, consumers, drop_dead, set_nodes
@@ -38,26 +40,27 @@ def _pad_behind_quantisers(model: onnx.ModelProto) -> None:
         zero = not value or (value in constants and not constants[value].any())
         if zero and [reader.op_type for reader in after] == ["QuantizeLinear"]:
             scale, zero_point = after[0].input[1:]
+            axes = node.input[3:]
             result = after[0].output[0]
             inner = f"{result}.inner"
             instead[node.name] = [
                 onnx.helper.make_node("QuantizeLinear", [node.input[0], scale, zero_point], [inner], name=after[0].name)
             ]
             instead[after[0].name] = [
-                onnx.helper.make_node("Pad", [inner, node.input[1], zero_point], [result], name=node.name)
+                onnx.helper.make_node("Pad", [inner, node.input[1], zero_point, *axes], [result], name=node.name)
             ]
     set_nodes(model, [new for node in model.graph.node for new in instead.get(node.name, [node])])
 
 
 def _dequantise_behind_moves(model: onnx.ModelProto) -> None:
-    readers, rounded = consumers(model), _rounded(model)
+    readers, rounded, constants = consumers(model), _rounded(model), constant_values(model)
     whole: dict[str, _Whole] = {}
     made: set[str] = set()
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
         result = node.output[0]
         moved = [reader for reader in readers.get(result, []) if reader.op_type in _MOVES]
-        if node.op_type == "DequantizeLinear" and moved and result not in rounded:
+        if node.op_type == "DequantizeLinear" and moved and result not in rounded and _of_one_scale(node, constants):
             whole[result] = node.input[0], tuple(node.input[1:])
             continue
         data = list(node.input) if node.op_type == "Concat" else list(node.input[:1])
@@ -75,6 +78,12 @@ def _dequantise_behind_moves(model: onnx.ModelProto) -> None:
             )
         nodes.append(node)
     set_nodes(model, nodes)
+
+
+def _of_one_scale(node: onnx.NodeProto, constants: Mapping[str, NDArray[Any]]) -> bool:
+    """Scales along an axis belong to it, and moves may put it elsewhere."""
+    scale = constants.get(node.input[1])
+    return scale is not None and scale.ndim == 0
 
 
 def _rounded(model: onnx.ModelProto) -> Set[str]:

@@ -115,6 +115,41 @@ def test_a_padding_that_is_no_zero_stays_before_its_quantiser(value: float, mode
     assert model.SerializeToString(deterministic=True) == before
 
 
+def test_a_padding_of_some_axes_pads_those() -> None:
+    """Axes are an input of their own from opset 18 on."""
+    nodes = [
+        node("Pad", "x pads none rows_axis", "p"),
+        node("QuantizeLinear", "p step zero", "p8"),
+        node("DequantizeLinear", "p8 step zero", "y"),
+    ]
+    weights = {"pads": np.array([1, 2]), "none": np.float32(0), "rows_axis": np.array([0]), **STEP}
+    model = graph(nodes, {"x": ("f", [4, 3])}, {"y": ("f", None)}, weights, opset=18)
+    feeds = {"x": random(4, 3, seed=1)}
+    before = run(model, feeds)["y"]
+    move_as_int8(model)
+    assert [item.op_type for item in model.graph.node] == ["QuantizeLinear", "Pad", "DequantizeLinear"]
+    np.testing.assert_array_equal(run(model, feeds)["y"], before)
+
+
+def test_numbers_of_a_scale_per_column_are_moved_as_floats() -> None:
+    """Behind a transpose the scales would lie along another axis."""
+    nodes = [
+        node("DequantizeLinear", "q steps zeros", "w", axis=1),
+        node("Transpose", "w", "t", perm=[1, 0]),
+        node("MatMul", "x t", "y"),
+    ]
+    weights = {
+        "q": np.arange(16, dtype=np.int8).reshape(4, 4),
+        "steps": np.array([0.1, 0.2, 0.4, 0.8], np.float32),
+        "zeros": np.zeros(4, np.int8),
+    }
+    model = graph(nodes, {"x": ("f", [2, 4])}, {"y": ("f", None)}, weights)
+    feeds = {"x": random(2, 4, seed=1)}
+    before = run(model, feeds)["y"]
+    move_as_int8(model)
+    np.testing.assert_array_equal(run(model, feeds)["y"], before)
+
+
 def test_numbers_that_are_rounded_again_keep_their_pairs() -> None:
     """Between a dequantiser and a quantiser ONNX Runtime moves int8 numbers by itself, if it finds both."""
     nodes = [
