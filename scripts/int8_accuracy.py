@@ -66,6 +66,7 @@ def work_of(asked: argparse.Namespace, bundle: Bundle) -> Path:
         "validation": data_inputs(place_of(model, asked.validation, asked.split)),
         "settings": load_settings(asked.recipe).to_dict(),
         "code": code_version(),
+        "script": sha256_of(Path(__file__)),
     }
     folder: Path = asked.work / content_key(decides)
     return folder

@@ -45,7 +45,9 @@ def bundle(folder: Path, manifest: str = "{}") -> Any:
     return SimpleNamespace(folder=folder, manifest=SimpleNamespace(recipe={"model": "bevfusion-tiny"}))
 
 
-def test_whatever_decides_a_result_has_a_folder_of_its_own(script: ModuleType, tmp_path: Path) -> None:
+def test_whatever_decides_a_result_has_a_folder_of_its_own(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     asked = {
         "work": tmp_path / "work",
         "data": world(tmp_path / "data"),
@@ -70,6 +72,10 @@ def test_whatever_decides_a_result_has_a_folder_of_its_own(script: ModuleType, t
     assert folders[0].parent == tmp_path / "work"
     moved = {**asked, "data": world(tmp_path / "moved"), "recipe": recipe(tmp_path / "d.toml")}
     assert script.work_of(argparse.Namespace(**moved), exported) == folders[0]
+    changed = tmp_path / "int8_accuracy.py"
+    changed.write_text(SCRIPT.read_text() + "# scores something else\n")
+    monkeypatch.setattr(script, "__file__", str(changed))
+    assert script.work_of(argparse.Namespace(**asked), exported) not in folders
 
 
 def test_a_method_asked_for_goes_before_those_of_the_recipe(script: ModuleType) -> None:
