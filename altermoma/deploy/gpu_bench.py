@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from altermoma.deploy.benchmark import FRAME, Variant, pipeline_variant, run_benchmark
-from altermoma.deploy.bundle import Bundle
+from altermoma.deploy.bundle import MANIFEST_FILE, Bundle
 from altermoma.deploy.gpu_check import Variant as Checked
 from altermoma.deploy.gpu_check import measured
 from altermoma.deploy.gpu_frames import PREPARED
+from altermoma.deploy.manifest import from_text
 from altermoma.deploy.pipeline import Pipeline, Preparation
 from altermoma.deploy.telemetry import sampled
 from altermoma.deploy.tensorrt_backend import open_engines
@@ -30,8 +31,15 @@ def ready(checked: Sequence[Checked]) -> list[Checked]:
 
 def bench_key(checked: Sequence[Checked], *, seconds: float, threads: int) -> str:
     """Changes with the engines and with how they are timed."""
-    of = [(variant.folder.name, variant.read().get("key", ""), way_of(variant)) for variant in ready(checked)]
+    of = [(v.folder.name, v.read().get("key", ""), way_of(v), _plans(v)) for v in ready(checked)]
     return content_key({"variants": of, "seconds": seconds, "threads": threads})
+
+
+def _plans(checked: Checked) -> dict[str, str]:
+    """SHA-256 of a variant's plans by stage, as recorded."""
+    file = checked.bundle / MANIFEST_FILE
+    built = from_text(file.read_text("utf-8"), str(file)).engines.built
+    return {record.stage: record.sha256 for record in built if record.precision == checked.precision}
 
 
 def way_of(checked: Checked) -> str:

@@ -32,7 +32,6 @@ from altermoma.deploy.tensorrt_backend import make_cuda, open_engines
 from altermoma.deploy.tensorrt_builder import BuildLog, BuildOptions, builder_revision
 from altermoma.deploy.tensorrt_config import options_of
 from altermoma.deploy.tensorrt_engines import build_stage, engines_here
-from altermoma.deploy.tensorrt_inspect import read_layers
 from altermoma.errors import AltermomaError
 from altermoma.storage import content_key, read_json, write_json, write_text
 
@@ -130,13 +129,24 @@ def mark_ended(variant: Variant, how: str) -> bool:
 
 
 def forget(variant: Variant, *, failures: bool) -> None:
-    """Takes steps off the file, so that they are done again: those under way, or those that failed as well."""
+    """Takes steps off the file, so that they are done again: those under way, or those that failed as well.
+
+    With a build goes all that was found out about its engine: the next one is another, by its own timings.
+    """
     record = variant.read()
     again = {"started", "failed"} if failures else {"started"}
     steps = record.get("steps", {})
-    kept = {name: step for name, step in steps.items() if step["status"] not in again}
+    gone = {name for name, step in steps.items() if step["status"] in again}
+    gone |= {step for name in gone for step in steps if _goes_with(step, name)}
+    kept = {name: step for name, step in steps.items() if name not in gone}
     if len(kept) < len(steps):
         write_json(variant.file, record | {"steps": kept, "status": "unfinished"})
+
+
+def _goes_with(step: str, build: str) -> bool:
+    """Whether a step ran the engine that another step built."""
+    what, _, stage = build.partition(" ")
+    return what == "build" and (step in {f"run {stage}", "frame"} or step in PREPARED)
 
 
 def _key(bundle: Bundle, options: BuildOptions, device: str) -> str:
@@ -233,16 +243,11 @@ def _build(variant: Variant, stage: StageRecord, options: BuildOptions, timing_c
             write_text(variant.folder / f"{stage.name}.layers.json", log.report + "\n")
     built = next(r for r in bundle.manifest.engines.built if (r.stage, r.precision) == (stage.name, variant.precision))
     found: Record = {"plan_bytes": built.size, "layers": built.precisions, "built_before": not log.report}
-    found["built"] = True
+    found |= {"built": True, "sparse_eligible": built.sparse_eligible, "sparse_picked": built.sparse_picked}
     if "memory_used_mib" in gpu:
         found["gpu_memory_mib"] = gpu["memory_used_mib"]["max"]
     if log.faults:
         raise UnmetError("; ".join(log.faults), found)
-    if log.report:
-        layers = read_layers(log.report, log.messages)
-        found |= {"sparse_eligible": len(layers.sparse_eligible), "sparse_picked": len(layers.sparse_picked)}
-        if options.sparsity == "2:4" and layers.sparse_eligible and not layers.sparse_picked:
-            raise UnmetError("2:4 was asked for; TensorRT found layers eligible and picked none", found)
     return found
 
 

@@ -34,6 +34,10 @@ from altermoma.storage import content_key
 __all__ = ["BuildLog", "BuildOptions", "BuiltEngine", "build_engine", "builder_revision", "engine_key"]
 
 
+_NO_KERNEL = "Could not find any implementation"
+"""What a builder says of a layer that it has no kernel for, in the precision ordered or at all."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BuiltEngine:
     """A serialised plan, what its layers compute in, and the timing cache to keep for the next build.
@@ -139,8 +143,9 @@ def build_engine(
     layers = EngineLayers(layers=())
     with log.verifying():
         layers = read_layers(log.report, messages)
-    with log.verifying():
         _verify(stage, options, traced, layers)
+    if log.faults is not None and _dense_by_choice(options, layers):
+        log.faults.append("2:4 was asked for; TensorRT found layers eligible and picked none")
     return BuiltEngine(
         plan=payload, layers=layers, timing_cache=bytes(memoryview(cache.serialize())), dla_lacks=dla_lacks
     )
@@ -159,6 +164,13 @@ def _verify(stage: StageRecord, options: BuildOptions, traced: Sequence[TracedLa
     unseen = require_islands(stage, find_islands(traced, stage), layers)
     if unseen:
         say(f"stage {stage.name}: the engine's report does not show what touches {', '.join(unseen)}: unverified")
+
+
+def _dense_by_choice(options: BuildOptions, layers: EngineLayers) -> bool:
+    """Whether dense kernels were faster for every layer of a 2:4 stage: for single stages only a measurement's fault,
+    else `engine_report.require_sparse` goes by all of them.
+    """
+    return options.sparsity == "2:4" and bool(layers.sparse_eligible) and not layers.sparse_picked
 
 
 def _builder(trt: Any, logger: Any, messages: list[str]) -> Any:
@@ -185,7 +197,7 @@ def _plan(trt: Any, builder: Any, network: Any, config: Any, stage: StageRecord,
 
 
 def _measurable_plan(trt: Any, builder: Any, network: Any, config: Any, stage: StageRecord, log: BuildLog) -> bytes:
-    """A plan; where 8.x finds none of the precisions ordered and the log collects faults, one of its own precisions.
+    """A plan; where 8.x has no kernel of a precision ordered and the log collects faults, one of its own precisions.
 
     Raises:
         EngineError: as `_plan`.
@@ -193,7 +205,8 @@ def _measurable_plan(trt: Any, builder: Any, network: Any, config: Any, stage: S
     try:
         return _plan(trt, builder, network, config, stage, log.messages)
     except EngineError as error:
-        if log.faults is None or not relax_precision(trt, config):
+        lacking = any(_NO_KERNEL in message for message in log.messages)
+        if log.faults is None or not lacking or not relax_precision(trt, config):
             raise
         log.faults.append(f"{error.found}; it was built with precisions that TensorRT chose where it had no kernel")
         return _plan(trt, builder, network, config, stage, log.messages)

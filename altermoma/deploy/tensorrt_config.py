@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from altermoma.deploy.manifest import Manifest
 from altermoma.deploy.tensorrt_api import member, profile_sharing, required, strongly_typed, version_of
+from altermoma.errors import EngineError
 from altermoma.recipe import BuilderRecipe, Recipe, from_dict
 
 _LIBRARIES = ("CUBLAS", "CUBLAS_LT", "CUDNN")
@@ -95,7 +96,7 @@ def configure(trt: Any, config: Any, options: BuildOptions) -> None:
     """Sets everything but devices and profiles.
 
     Raises:
-        EngineError: an option that this TensorRT lacks.
+        EngineError: an option that this TensorRT lacks or refuses.
     """
     flags = trt.BuilderFlag
     if not options.builder.tf32:
@@ -120,9 +121,18 @@ def _leave_libraries(trt: Any, config: Any) -> None:
     """8.6 computes without cuBLAS and cuDNN (DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805 is on: NvInfer.h 8.6) and
     still loads both for plugins, of which there are none here, while they are tactic sources. Where they are not
     installed that would be an error. 8.5 computes with them, from 10 on both are off.
+
+    Raises:
+        EngineError: it does not let go of them.
     """
     libraries = sum(1 << int(member(trt.TacticSource, name)) for name in _LIBRARIES)
-    config.set_tactic_sources(int(config.get_tactic_sources()) & ~libraries)
+    kept = int(config.get_tactic_sources()) & ~libraries
+    if not config.set_tactic_sources(kept):
+        raise EngineError(
+            f"TensorRT {trt.__version__} refuses tactic sources {kept:#b}",
+            expected=f"a builder that does without {', '.join(_LIBRARIES)}",
+            remedy="build on another version of TensorRT",
+        )
 
 
 def _permit_precision(trt: Any, config: Any, options: BuildOptions) -> None:

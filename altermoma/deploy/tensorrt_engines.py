@@ -17,6 +17,8 @@ from altermoma.errors import EngineError, UnsupportedError
 from altermoma.progress import say, track
 from altermoma.storage import content_key, sha256_of, write_bytes
 
+_CUT = "the build was not finished"
+
 
 def engines_here(bundle: Bundle, options: BuildOptions, *, build: Literal["auto", "require", "never"]) -> Bundle:
     """Builds the engines of one precision where this machine can, and records the outcome in the bundle.
@@ -118,6 +120,9 @@ def build_stage(
     cache = timing_cache or bundle.folder / ENGINES_FOLDER / timing_cache_name(version, device)
     old = cache.read_bytes() if cache.is_file() else b""
     log = log or BuildLog()
+    if any(record.file == file for record in bundle.manifest.engines.built):
+        # A faulty engine, whose file gets another plan: a kill in between must not leave a record that does not fit.
+        bundle = bundle.with_engines(_unfinished(_CUT, _others(bundle, stage, options)))
     built = build_engine(trt, bundle.graph(stage), stage, options, timing_cache=old, log=log)
     write_bytes(bundle.folder / file, built.plan)
     if built.timing_cache:
@@ -143,8 +148,12 @@ def build_stage(
         stripped=options.builder.strip,
         fault="; ".join(log.faults or ()),
     )
-    others = [r for r in bundle.manifest.engines.built if (r.stage, r.precision) != (stage.name, options.precision)]
-    return bundle.with_engines(_unfinished("the build was not finished", [*others, record]))
+    return bundle.with_engines(_unfinished(_CUT, [*_others(bundle, stage, options), record]))
+
+
+def _others(bundle: Bundle, stage: StageRecord, options: BuildOptions) -> list[EngineRecord]:
+    """Records of all engines but this stage's in this precision."""
+    return [r for r in bundle.manifest.engines.built if (r.stage, r.precision) != (stage.name, options.precision)]
 
 
 def timing_cache_name(version: str, device: str) -> str:

@@ -106,6 +106,41 @@ def test_8_6_does_not_load_libraries_that_it_does_not_compute_with(trt: TensorRt
     assert trt.called("IBuilderConfig", "set_tactic_sources") == ([(kept,)] if version_of(trt) == (8, 6) else [])
 
 
+@pytest.mark.parametrize("trt", ["8.6.1"], indirect=True)
+def test_libraries_that_stay_are_an_error(trt: TensorRtDouble, bundle: Bundle) -> None:
+    built_in(trt, "fp32")
+    trt.answers[("IBuilderConfig", "set_tactic_sources")] = lambda *_: False
+    stage = bundle.stages("fp32")["camera"]
+    with pytest.raises(EngineError, match="refuses tactic sources"):
+        build_engine(trt, bundle.graph(stage), stage, BuildOptions(precision="fp32"))
+
+
+def test_a_report_that_cannot_be_read_is_one_fault(trt: TensorRtDouble, bundle: Bundle) -> None:
+    """What the engine computes in is then unknown, which is not another fault."""
+    built_in(trt, "fp32")
+    trt.answers[("EngineInspector", "get_engine_information")] = lambda *_: "no JSON"
+    stage, log = bundle.stages("fp32")["camera"], BuildLog(faults=[])
+    assert build_engine(trt, bundle.graph(stage), stage, BuildOptions(precision="fp32"), log=log).plan == b"host"
+    assert log.faults is not None
+    assert [fault.partition(":")[0] for fault in log.faults] == ["the engine inspector's report cannot be read"]
+
+
+@pytest.mark.parametrize("trt", ["8.5.2.2", "8.6.1"], indirect=True)
+def test_precisions_are_not_given_up_for_another_failure(trt: TensorRtDouble, bundle: Bundle) -> None:
+    def fail(*_: Any) -> None:
+        logger = trt.called("Builder", "__init__")[-1][0]
+        logger.log(trt.ILogger.Severity.ERROR, "out of memory in tactic 7")
+
+    built_in(trt, "fp32", "fp16")
+    trt.answers[("Builder", "build_serialized_network")] = fail
+    trt.answers[("IBuilderConfig", "get_flag")] = lambda *_: True
+    stage, log = bundle.stages("fp32")["camera"], BuildLog(faults=[])
+    with pytest.raises(EngineError, match="out of memory in tactic 7"):
+        build_engine(trt, bundle.graph(stage), stage, BuildOptions(precision="fp16"), log=log)
+    assert len(trt.called("Builder", "build_serialized_network")) == 1
+    assert log.faults == []
+
+
 def test_who_collects_faults_gets_an_engine_of_other_precisions(trt: TensorRtDouble, bundle: Bundle) -> None:
     """8.x refuses where a layer has no kernel of its precision: the check wants to see the rest of the engine run."""
     weak = version_of(trt) < (10, 0)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from tensorrt_double import VERSIONS, FakeCuda, TensorRtDouble, attach_runtime, built_in
 from tiny_bundle import frame
@@ -21,9 +22,10 @@ from altermoma.deploy.pipeline import Pipeline
 from altermoma.deploy.self_check import check_bundle
 from altermoma.deploy.tensorrt_api import import_tensorrt
 from altermoma.deploy.tensorrt_backend import open_engines
-from altermoma.deploy.tensorrt_builder import BuildOptions
-from altermoma.deploy.tensorrt_engines import engines_here, why_not
+from altermoma.deploy.tensorrt_builder import BuildLog, BuildOptions
+from altermoma.deploy.tensorrt_engines import build_stage, engines_here, why_not
 from altermoma.errors import AltermomaError, EngineError, UnsupportedError
+from altermoma.storage import write_bytes
 
 GPU = Gpu(name="Test GPU", compute_capability="8.7", memory_mib=1, driver="12.6")
 
@@ -95,6 +97,41 @@ def test_killed_build_goes_on_and_stale_plans_go(trt: TensorRtDouble, copied: Pa
     }
     checked = check_bundle(copied, "tensorrt").require()
     assert {c.precision for c in checked.tensors} == {"fp32"}
+
+
+@pytest.mark.parametrize("trt", ["10.3.0"], indirect=True)
+@pytest.mark.usefixtures("machine")
+def test_a_kill_while_a_faulty_engine_is_built_again_leaves_a_bundle(
+    trt: TensorRtDouble, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new plan has the old one's name: the record of the old one must be gone before."""
+
+    def other(*arguments: Any) -> bytearray:
+        model = onnx.load_from_string(bytes(build(*arguments)))
+        model.doc_string = "other tactics"
+        return bytearray(model.SerializeToString())
+
+    def killed(path: Path, payload: bytes) -> None:
+        write_bytes(path, payload)
+        if path.suffix == ".plan":
+            raise KeyboardInterrupt
+
+    options, build = BuildOptions(precision="fp32"), trt.answers[("Builder", "build_serialized_network")]
+    built_in(trt, "fp32", "fp16")
+    bundle = Bundle.open(copied)
+    stage = bundle.stages("fp32")["view"]
+    (faulty,) = build_stage(bundle, stage, options, log=BuildLog(faults=[])).manifest.engines.built
+    assert "computes in fp16" in faulty.fault
+    built_in(trt, "fp32")
+    trt.answers[("Builder", "build_serialized_network")] = other
+    with monkeypatch.context() as kill:
+        kill.setattr(tensorrt_engines, "write_bytes", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build_stage(Bundle.open(copied), stage, options)
+    assert Bundle.open(copied).manifest.engines.built == ()
+    (sound,) = build_stage(Bundle.open(copied), stage, options).manifest.engines.built
+    assert (sound.file, sound.fault) == (faulty.file, "")
+    assert sound.sha256 != faulty.sha256
 
 
 @pytest.mark.parametrize("trt", ["8.6.1"], indirect=True)
