@@ -38,7 +38,8 @@ def _pad_behind_quantisers(model: onnx.ModelProto) -> None:
         value = node.input[2] if len(node.input) > 2 else ""
         after = readers.get(node.output[0], [])
         zero = not value or (value in constants and not constants[value].any())
-        if zero and [reader.op_type for reader in after] == ["QuantizeLinear"]:
+        quantised = [reader.op_type for reader in after] == ["QuantizeLinear"] and len(after[0].input) == 3
+        if zero and quantised and _of_one_scale(after[0], constants):
             scale, zero_point = after[0].input[1:]
             axes = node.input[3:]
             result = after[0].output[0]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from script_module import load_script
 
 from altermoma.calib.settings import CalibrationSettings, StageMethods
 from altermoma.recipe import DataRecipe
@@ -19,12 +19,7 @@ RECIPE = 'schema = 1\ndataset = "mine"\nkeep = ["{keep}"]\npercentile = {percent
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("int8_accuracy", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("int8_accuracy")
 
 
 def recipe(path: Path, keep: str = "^head", percentile: float = 99.99) -> str:

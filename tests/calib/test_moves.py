@@ -131,6 +131,21 @@ def test_a_padding_of_some_axes_pads_those() -> None:
     np.testing.assert_array_equal(run(model, feeds)["y"], before)
 
 
+@pytest.mark.parametrize("scale", ["steps zeros", "step"])
+def test_a_padding_before_another_quantiser_stays(scale: str) -> None:
+    """One with a scale per row, or with no zero point that could be padded with."""
+    nodes = [
+        node("Pad", "x pads", "p"),
+        node("QuantizeLinear", f"p {scale}", "p8", axis=0),
+        node("DequantizeLinear", f"p8 {scale}", "y", axis=0),
+    ]
+    many = {"steps": np.full(7, 0.1, np.float32), "zeros": np.zeros(7, np.uint8)}
+    weights = {"pads": np.array([1, 0, 2, 0]), **(many if scale != "step" else {"step": STEP["step"]})}
+    model = graph(nodes, {"x": ("f", [4, 3])}, {"y": ("f", None)}, weights)
+    move_as_int8(model)
+    assert [item.op_type for item in model.graph.node] == ["Pad", "QuantizeLinear", "DequantizeLinear"]
+
+
 def test_numbers_of_a_scale_per_column_are_moved_as_floats() -> None:
     """Behind a transpose the scales would lie along another axis."""
     nodes = [

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from gpu_machine import Machine
 from tensorrt_double import VERSIONS, TensorRtDouble
 from tiny_bundle import toy_bundle
 
@@ -26,3 +27,8 @@ def copied(bundle: Bundle, tmp_path: Path) -> Path:
 def trt(request: pytest.FixtureRequest) -> TensorRtDouble:
     """A stand-in of every released version whose names lie beside the checkout."""
     return TensorRtDouble(request.param)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
+    return Machine(TensorRtDouble("10.3.0"), monkeypatch, tmp_path)

@@ -3,149 +3,30 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-import importlib.util
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-import typer
+from gpu_machine import AFTER, Crash, Machine
 from kernels_on_cpu import CpuModule
-from onnx import TensorProto, numpy_helper
-from tensorrt_double import VERSIONS, FakeCuda, TensorRtDouble, attach_runtime, inspector_report
+from onnx import numpy_helper
+from script_module import SCRIPTS
+from tensorrt_double import VERSIONS
 from tiny_bundle import content
-from typer.testing import CliRunner
 
-from altermoma.deploy import device_kernels, gpu_bench, gpu_check, gpu_frames, tensorrt_backend, tensorrt_engines
+from altermoma.deploy import gpu_check, tensorrt_backend, tensorrt_engines
 from altermoma.deploy.bundle import Bundle, write_bundle
-from altermoma.deploy.cuda_driver import Gpu, GpuLostError, Probe
+from altermoma.deploy.cuda_driver import GpuLostError, Probe
 from altermoma.deploy.manifest import STAGES
 from altermoma.deploy.telemetry import summarise
-from altermoma.deploy.tensorrt_builder import BuildOptions
 from altermoma.errors import EngineError
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "gpu_check.py"
-GPU = Gpu(name="Test GPU", compute_capability="8.7", memory_mib=1, driver="12.6")
-Parsed = list[bytes]
-
 pytestmark = pytest.mark.skipif(not VERSIONS, reason="no TensorRT API files beside the checkout")
-
-
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gpu_check_script", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-class Crash(BaseException):
-    """What ends a process."""
-
-
-AFTER = ("frame", "onnxruntime", "kernels", "frame, host", "frame, device")
-
-
-class Machine:
-    """A GPU machine as far as the code can see; the script's child processes are calls."""
-
-    def __init__(self, trt: TensorRtDouble, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-        self.trt, self.folder, self.script = trt, folder, load_script()
-        self.parsed: Parsed = []
-        cuda = self.cuda = FakeCuda(CpuModule)
-        attach_runtime(trt, cuda)
-        trt.answers |= {
-            ("OnnxParser", "parse"): lambda _, model: self.parsed.append(model) or True,
-            ("Builder", "build_serialized_network"): lambda *_: bytearray(self.parsed[-1]),
-            ("EngineInspector", "get_engine_information"): lambda *_: inspector_report((10, 3), self.precision()),
-            ("IBuilderConfig", "add_optimization_profile"): lambda *_: 0,
-            ("ICudaEngine", "device_memory_size_v2"): lambda _: 5_000_000,
-        }
-        monkeypatch.setattr(tensorrt_engines, "probe_gpu", lambda: Probe(gpu=GPU))
-        monkeypatch.setattr(tensorrt_backend, "Cuda", lambda: cuda)
-        monkeypatch.setattr(device_kernels, "compile_kernels", lambda name, *_: name.encode())
-        monkeypatch.setattr(gpu_frames, "KERNEL_RUNS", 1)
-        monkeypatch.setattr(gpu_frames, "KERNEL_WARMUP", 1)
-        for module in (tensorrt_backend, tensorrt_engines, gpu_check, self.script):
-            monkeypatch.setattr(module, "import_tensorrt", lambda: trt)
-
-    @property
-    def stage(self) -> str:
-        """Of the graph parsed last."""
-        return str(onnx.load_from_string(self.parsed[-1]).graph.name)
-
-    def precision(self) -> str:
-        graph = onnx.load_from_string(self.parsed[-1]).graph
-        types = {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
-        return "fp16" if TensorProto.FLOAT16 in types else "fp32"
-
-    @property
-    def out(self) -> Path:
-        return self.folder / "result"
-
-    def bundle(
-        self, name: str, *, amount: float = 0.0, precisions: tuple[str, ...] = ("fp32",), sparsity: str = "dense"
-    ) -> Path:
-        metrics = {"amount": amount, "flops": {"total": 100.0 * (1 - amount)}}
-        recipe = {"model": "toy", "engine": {"sparsity": sparsity}}
-        made = dataclasses.replace(content(precisions), metrics=metrics, recipe=recipe)
-        return write_bundle(self.folder / "bundles" / name, made).folder
-
-    def builds(self) -> int:
-        return len(self.trt.called("Builder", "build_serialized_network"))
-
-    def run(self, *options: str, seconds: float = 600.0, retry: bool = False) -> dict[str, Any]:
-        """Runs the plan over all bundles; `result.json`."""
-        variants, broken = self.script.group(self.script.find_bundles([self.folder / "bundles"]), self.out)
-        plan = self.script.Plan(
-            out=self.out,
-            variants=variants,
-            broken=broken,
-            deadline=time.monotonic() + seconds,
-            step_s=100.0,
-            bench_s=0.05,
-            threads=1,
-        )
-        for variant in plan.every if retry else []:
-            gpu_check.forget(variant, failures=True)
-        faults = self.script.run_plan(plan, self.child)
-        result: dict[str, Any] = json.loads((self.out / "result.json").read_text())
-        assert result["failures"] == faults
-        return result
-
-    def child(self, arguments: list[str], log: Path, timeout: float) -> str:
-        app = typer.Typer(pretty_exceptions_enable=False)
-        app.command()(self.script.main)
-        assert timeout > 0
-        try:
-            done = CliRunner().invoke(app, arguments)
-        except Crash:
-            return "its process crashed: SIGSEGV"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text(repr(done.exception))
-        return f"its process ended with code {done.exit_code}" if done.exit_code else ""
-
-    def on_stage(self, stage: str, answer: Callable[[], Any]) -> None:
-        """Another outcome of the build of one stage."""
-        build = self.trt.answers[("Builder", "build_serialized_network")]
-        self.trt.answers[("Builder", "build_serialized_network")] = lambda *arguments: (
-            answer() if self.stage == stage else build(*arguments)
-        )
-
-
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
-    return Machine(TensorRtDouble("10.3.0"), monkeypatch, tmp_path)
 
 
 def test_everything_passes_and_is_not_done_again(machine: Machine) -> None:
@@ -210,103 +91,6 @@ def test_a_build_that_fails_costs_its_stage_alone(machine: Machine) -> None:
     machine.trt.answers[("Builder", "build_serialized_network")] = build
     assert machine.run(retry=True)["failures"] == []
     assert machine.builds() == count + 1
-
-
-def test_an_engine_that_is_not_what_was_asked_for(machine: Machine) -> None:
-    machine.bundle("dense")
-    report = inspector_report((10, 3), "fp32", "fp16")
-    machine.trt.answers[("EngineInspector", "get_engine_information")] = lambda *_: report
-    result = machine.run()
-    steps = result["variants"]["dense-fp32"]["steps"]
-    assert "asked for in fp32 but computes in fp16 in 1 layers" in steps["build head"]["error"]
-    assert json.loads((machine.out / "dense-fp32" / "head.layers.json").read_text()) == json.loads(report)
-    assert "asked for in fp32" in (machine.out / "result.md").read_text()
-    assert {steps[f"build {stage}"]["status"] for stage in STAGES} == {"failed"}
-    assert {steps[name]["status"] for name in (*(f"run {s}" for s in STAGES), *AFTER)} == {"passed"}, "measured anyway"
-    assert result["benchmarks"]["toy"]["ways"] == {"dense-fp32": "device"}
-
-
-def test_what_was_measured_anyway_runs_nowhere_else(machine: Machine) -> None:
-    folder = machine.bundle("dense")
-    report = inspector_report((10, 3), "fp32", "fp16")
-    machine.trt.answers[("EngineInspector", "get_engine_information")] = lambda *_: report
-    variant = gpu_check.Variant(bundle=folder, precision="fp32", folder=machine.out / "dense-fp32")
-    gpu_check.check_variant(variant, timing_cache=machine.out / "timing.cache", device=str(GPU))
-    bundle = Bundle.open(folder)
-    assert bundle.manifest.engines.state != "built"
-    with pytest.raises(EngineError, match="not what was asked for: stage camera was asked for in fp32"):
-        tensorrt_backend.load_engines(bundle, "fp32")
-    with pytest.raises(EngineError, match="asked for in fp32 but computes in fp16"):
-        tensorrt_engines.engines_here(bundle, BuildOptions(precision="fp32"), build="require")
-    machine.trt.answers[("EngineInspector", "get_engine_information")] = lambda *_: inspector_report((10, 3), "fp32")
-    built = tensorrt_engines.engines_here(Bundle.open(folder), BuildOptions(precision="fp32"), build="require")
-    assert set(tensorrt_backend.load_engines(built, "fp32")) == set(STAGES)
-
-
-def test_two_four_that_is_picked_nowhere_is_a_fault_of_the_engine(machine: Machine) -> None:
-    """The check records it; a build takes a stage that stays dense (docs/targets.md)."""
-
-    def dense_kernels(*_: object) -> bytearray:
-        logger, verbose = machine.trt.called("Builder", "__init__")[-1][0], machine.trt.ILogger.Severity.VERBOSE
-        for text in ("Found 3 layer(s) eligible to use", "Chose 0 layer(s) using"):
-            logger.log(verbose, f"(Sparsity) {text} sparse tactics")
-        return bytearray(machine.parsed[-1])
-
-    folder = machine.bundle("sparse", precisions=("fp16",), sparsity="2:4")
-    machine.trt.answers[("Builder", "build_serialized_network")] = dense_kernels
-    steps = machine.run()["variants"]["sparse-fp16"]["steps"]
-    for stage in STAGES:
-        build = steps[f"build {stage}"]
-        assert build["status"] == "failed"
-        assert build["error"] == "2:4 was asked for; TensorRT found layers eligible and picked none"
-        assert (build["sparse_eligible"], build["sparse_picked"]) == (3, 0)
-        assert steps[f"run {stage}"]["status"] == "passed", "measured anyway"
-    engines = Bundle.open(folder).manifest.engines
-    assert engines.state != "built"
-    assert all("picked none" in record.fault for record in engines.built)
-    options = BuildOptions(precision="fp16", sparsity="2:4")
-    built = tensorrt_engines.engines_here(Bundle.open(folder), options, build="require").manifest.engines
-    assert {record.fault for record in built.built} == {""}
-
-
-def test_what_an_engine_did_is_forgotten_with_its_build(tmp_path: Path) -> None:
-    names = [*(f"{what} {stage}" for what in ("build", "run") for stage in STAGES), *AFTER]
-    variant = gpu_check.Variant(bundle=tmp_path, precision="fp32", folder=tmp_path)
-
-    def left(*failed: str) -> set[str]:
-        steps = {name: {"status": "failed" if name in failed else "passed"} for name in names}
-        variant.file.write_text(json.dumps({"steps": steps}))
-        gpu_check.forget(variant, failures=True)
-        return set(names) - set(variant.read()["steps"])
-
-    assert left("build view") == {"build view", "run view", "frame", "frame, host", "frame, device"}
-    assert left("run view", "kernels") == {"run view", "kernels"}
-
-
-def test_other_plans_are_timed_anew(machine: Machine) -> None:
-    """Built again, an engine may consist of other kernels under the same key."""
-    folder = machine.bundle("dense")
-    machine.run()
-    variants = [gpu_check.Variant(bundle=folder, precision="fp32", folder=machine.out / "dense-fp32")]
-    before = gpu_bench.bench_key(variants, seconds=1.0, threads=1)
-    assert gpu_bench.bench_key(variants, seconds=1.0, threads=1) == before
-    bundle = Bundle.open(folder)
-    first, *rest = bundle.manifest.engines.built
-    again = dataclasses.replace(first, sha256="0" * 64)
-    bundle.with_engines(dataclasses.replace(bundle.manifest.engines, built=(again, *rest)))
-    assert gpu_bench.bench_key(variants, seconds=1.0, threads=1) != before
-
-
-def test_frames_that_are_right_are_timed_as_a_vehicle_runs_them_though_no_graph_was_captured(tmp_path: Path) -> None:
-    steps = {
-        "frame, host": {"status": "failed", "right": True, "captures": {"lidar": 0}},
-        "frame, device": {"status": "failed", "right": False},
-    }
-    variant = gpu_check.Variant(bundle=tmp_path, precision="fp16", folder=tmp_path)
-    variant.file.write_text(json.dumps({"steps": steps}))
-    assert gpu_bench.way_of(variant) == "host"
-    variant.file.write_text(json.dumps({"steps": {}}))
-    assert gpu_bench.way_of(variant) == gpu_bench.STAGEWISE
 
 
 def test_outputs_beyond_the_tolerance_are_timed_and_marked(machine: Machine) -> None:
@@ -513,7 +297,7 @@ def test_without_a_gpu_it_says_so(machine: Machine, monkeypatch: pytest.MonkeyPa
     with pytest.raises(EngineError, match="nothing can be checked here: no GPU in this test"):
         machine.script.main(bundles=[folder], out=machine.out)
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(folder), "--out", str(machine.out)],
+        [sys.executable, str(SCRIPTS / "gpu_check.py"), str(folder), "--out", str(machine.out)],
         capture_output=True,
         text=True,
         check=False,

@@ -9,12 +9,12 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from script_module import load_script
 
 from altermoma.ops.sparse_tables import level_shapes
 from altermoma.ops.voxels import Voxeliser
 
 pytestmark = [pytest.mark.reference, pytest.mark.real, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "sparse_encoder_bench.py"
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +22,7 @@ def bench(one_thread: None) -> ModuleType:
     """The benchmark, which holds spconv's encoder."""
     if importlib.util.find_spec("spconv") is None:
         pytest.skip("spconv is not installed")
-    spec = importlib.util.spec_from_file_location("sparse_encoder_bench", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("sparse_encoder_bench")
 
 
 @pytest.mark.parametrize("variant", ["dense", "pruned, step 8"])

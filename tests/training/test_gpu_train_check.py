@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from script_module import load_script
 from torch import nn
 
 from altermoma.data.nuscenes import NuScenesReader
 from altermoma.models.presets import config_of
 from altermoma.ops.images import resize_crop
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "gpu_train_check.py"
-
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gpu_train_check_script", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("gpu_train_check")
 
 
 def test_every_check_is_done_once_and_failures_are_results(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from script_module import load_script
 
 from altermoma.checkpoints.io import load_checkpoint, save_checkpoint
 from altermoma.data.augment import Augment
@@ -18,19 +17,12 @@ from altermoma.data.nuscenes import NuScenesReader
 from altermoma.models.fusion import FusionModel
 from altermoma.models.presets import build
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "mimic_backbone.py"
 CAMERA = ("img_backbone.", "img_neck.")
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("mimic_backbone_script", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("mimic_backbone")
 
 
 @pytest.fixture(scope="module")
