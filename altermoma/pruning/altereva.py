@@ -80,7 +80,7 @@ def measure_terms(
     loss = bind(model, loss_fn)
     needed = {masked for group in terms.groups for masked in MASKS_OF[group.partition]}
     return Indicators(
-        deci=deci(model, loss, contribution, terms, redundancy.kept, redundancy.norms) if options.alpha else {},
+        deci=deci(model, loss, contribution, terms, redundancy.norms, redundancy.kept) if options.alpha else {},
         reri={
             masked: reri(model, loss, redundancy, terms, masked, options.lr)
             for masked in MASKS

@@ -33,16 +33,16 @@ class ScoringData:
     Attributes:
         reactivation: D_1 .. D_B, one gradient step each.
         terms: batches on which the first-order terms before and after are compared.
+        norms: whose statistics batch norms use (`masking.preserved`).
         starts_together: the first of `terms` is the first of `reactivation`, whose gradient then serves twice.
         kept: where a killed process left off with both indicators.
-        norms: whose statistics batch norms use (`masking.preserved`).
     """
 
     reactivation: Sequence[Batch]
     terms: Sequence[Batch]
+    norms: Norms
     starts_together: bool = False
     kept: Kept = field(default_factory=Kept)
-    norms: Norms = "running"
 
 
 class Terms(Protocol):
@@ -120,8 +120,8 @@ def deci(
     loss: Loss,
     batches: Sequence[Batch],
     terms: Terms,
+    norms: Norms,
     kept: Kept | None = None,
-    norms: Norms = "running",
 ) -> ChannelVectors:
     """DeCI (eq. 4-6): first-order terms at the initial parameters, nothing masked, summed over batches."""
     kept = kept or Kept()

@@ -39,7 +39,7 @@ def assert_same(found: ChannelVectors, expected: dict[str, list[float]]) -> None
 @pytest.mark.parametrize("aggregation", ["channel", "element"])
 def test_deci_equals_the_equation(aggregation: Aggregation) -> None:
     model, batches = toy_model(), toy_batches(3)
-    found = deci(model, bind(model, toy_loss), batches, ChannelTerms(model, TOY_GROUPS, aggregation))
+    found = deci(model, bind(model, toy_loss), batches, ChannelTerms(model, TOY_GROUPS, aggregation), norms="running")
     assert_same(found, naive_deci(model, batches, aggregation))
 
 
@@ -48,7 +48,7 @@ def test_deci_equals_the_equation(aggregation: Aggregation) -> None:
 @pytest.mark.parametrize("last", [1, 3])
 def test_reri_equals_the_equation(aggregation: Aggregation, masked: Literal["camera", "lidar"], last: int) -> None:
     model, batches = toy_model(), toy_batches(4)
-    data = ScoringData(reactivation=batches, terms=batches[-last:])
+    data = ScoringData(reactivation=batches, terms=batches[-last:], norms="running")
     found = reri(model, bind(model, toy_loss), data, ChannelTerms(model, TOY_GROUPS, aggregation), masked, LR)
     expected = naive_reri(model, batches, last, masked, aggregation, LR)
     assert_same(found, expected)
@@ -61,7 +61,7 @@ def test_the_first_step_serves_as_a_term() -> None:
     """The gradient of the first reactivation step is that of its batch at the initial parameters, to the bit."""
     model, batches = toy_model(), toy_batches(4)
     terms, loss = ChannelTerms(model, TOY_GROUPS, "channel"), bind(model, toy_loss)
-    data = ScoringData(reactivation=batches, terms=batches[:2])
+    data = ScoringData(reactivation=batches, terms=batches[:2], norms="running")
     apart = reri(model, loss, data, terms, "lidar", LR)
     together = reri(model, loss, dataclasses.replace(data, starts_together=True), terms, "lidar", LR)
     assert any(bool(vector.any()) for vector in apart.values())
@@ -72,7 +72,7 @@ def test_the_first_step_serves_as_a_term() -> None:
 def test_scores_equal_the_equations(alpha: float, beta: float) -> None:
     model, batches = toy_model(), toy_batches(4)
     options = AlterEvaOptions(alpha=alpha, beta=beta, lr=LR)
-    data = ScoringData(reactivation=batches[:3], terms=batches[1:3])
+    data = ScoringData(reactivation=batches[:3], terms=batches[1:3], norms="running")
     indicators = measure(model, TOY_GROUPS, toy_loss, batches, data, options)
     found = altereva(TOY_GROUPS, indicators, AlterEvaOptions(alpha=alpha, beta=beta))
     redundancy = {m: naive_reri(model, batches[:3], 2, m, "channel", LR) for m in ("lidar", "camera")}
@@ -84,7 +84,7 @@ def test_scores_equal_the_equations(alpha: float, beta: float) -> None:
 
 def test_deci_is_the_slope_of_the_loss_when_a_channel_fades() -> None:
     model, (batch,) = toy_model().eval(), toy_batches(1)
-    found = deci(model, bind(model, toy_loss), [batch], ChannelTerms(model, TOY_GROUPS, "channel"))
+    found = deci(model, bind(model, toy_loss), [batch], ChannelTerms(model, TOY_GROUPS, "channel"), norms="running")
     step = 1e-5
     for group in TOY_GROUPS:
         for channel in range(group.width):
@@ -102,7 +102,7 @@ def test_deci_is_the_loss_change_of_removing_a_small_channel() -> None:
         model.cam2.weight[1] *= small
         model.cam2.bias[1] *= small
     terms = ChannelTerms(model, [dataclasses.replace(group, members=group.members[:-1])], "channel")
-    found = deci(model, bind(model, toy_loss), [batch], terms)
+    found = deci(model, bind(model, toy_loss), [batch], terms, norms="running")
     removed = copy.deepcopy(model)
     with torch.no_grad():
         removed.cam2.weight[1] = 0
@@ -140,7 +140,7 @@ def test_the_model_comes_back_bit_for_bit() -> None:
     model, batches = toy_model(), toy_batches(3)
     model.lid_bn.eval()
     before = snapshot(model)
-    data = ScoringData(reactivation=batches, terms=batches[:2])
+    data = ScoringData(reactivation=batches, terms=batches[:2], norms="running")
     first, second = (measure(model, TOY_GROUPS, toy_loss, batches, data, AlterEvaOptions(lr=LR)) for _ in range(2))
     assert_unchanged(model, before)
     assert all(p.grad is None for p in model.parameters())
@@ -171,7 +171,7 @@ def test_gradients_are_summed_in_a_fixed_order() -> None:
         seen.append(torch.are_deterministic_algorithms_enabled())
         return toy_loss(model, batch, truths, masked)
 
-    deci(model, bind(model, loss), [batch], ChannelTerms(model, TOY_GROUPS, "channel"))
+    deci(model, bind(model, loss), [batch], ChannelTerms(model, TOY_GROUPS, "channel"), norms="running")
     assert seen == [True]
     assert not torch.are_deterministic_algorithms_enabled()
 
@@ -184,7 +184,7 @@ def test_cost_in_passes() -> None:
         masks.append(masked)
         return toy_loss(model, batch, truths, masked)
 
-    data = ScoringData(reactivation=batches, terms=batches[-1:])
+    data = ScoringData(reactivation=batches, terms=batches[-1:], norms="running")
     measure(model, TOY_GROUPS, counted, batches[:2], data, AlterEvaOptions(lr=LR))
     assert masks == ["none"] * 2 + ["lidar"] * 7 + ["camera"] * 7, "eq. 7-10 literally: B + 2 passes per mask"
 
@@ -203,7 +203,7 @@ def not_finite_later(calls: int) -> Callable[..., Tensor]:
 def test_a_loss_that_is_not_finite_stops_and_restores(calls: int) -> None:
     model, batches = toy_model(), toy_batches(2)
     before = snapshot(model)
-    data = ScoringData(reactivation=batches, terms=batches)
+    data = ScoringData(reactivation=batches, terms=batches, norms="running")
     with pytest.raises(PruningError, match="task loss is nan"):
         measure(model, TOY_GROUPS, not_finite_later(calls), batches, data, AlterEvaOptions(lr=LR))
     assert_unchanged(model, before)
@@ -216,12 +216,12 @@ def test_a_gradient_that_is_not_finite_is_an_error() -> None:
         return torch.sqrt(toy_loss(model, batch, truths, masked) * 0)
 
     with pytest.raises(PruningError, match="gradient"):
-        deci(model, bind(model, loss), batches, ChannelTerms(model, TOY_GROUPS, "channel"))
+        deci(model, bind(model, loss), batches, ChannelTerms(model, TOY_GROUPS, "channel"), norms="running")
 
 
 def test_zero_gradients_everywhere_are_an_error() -> None:
     model, batches = toy_model(), toy_batches(1)
-    data = ScoringData(reactivation=batches, terms=batches)
+    data = ScoringData(reactivation=batches, terms=batches, norms="running")
 
     def flat(model: Any, batch: Any, truths: Any, masked: Any) -> Tensor:
         return toy_loss(model, batch, truths, masked) * 0.0
@@ -233,7 +233,7 @@ def test_zero_gradients_everywhere_are_an_error() -> None:
 
 def test_a_reactivation_that_changes_nothing_is_an_error() -> None:
     model, batches = toy_model(), toy_batches(1)
-    data = ScoringData(reactivation=batches, terms=batches)
+    data = ScoringData(reactivation=batches, terms=batches, norms="running")
     indicators = measure(model, TOY_GROUPS, toy_loss, batches, data, AlterEvaOptions(lr=0.0))
     with pytest.raises(PruningError, match="reactivation_lr"):
         altereva(TOY_GROUPS, indicators, AlterEvaOptions())
@@ -256,7 +256,7 @@ def test_frozen_channels_are_an_error() -> None:
 def test_redundancy_as_a_factor(beta: float) -> None:
     """D / (1 + R / D) with shares of the partition, one channel at a time; for small R it is the paper's D - R."""
     model, batches = toy_model(), toy_batches(3)
-    data = ScoringData(reactivation=batches, terms=batches[:1])
+    data = ScoringData(reactivation=batches, terms=batches[:1], norms="running")
     found = measure(model, TOY_GROUPS, toy_loss, batches, data, AlterEvaOptions(lr=LR))
     scores = altereva(TOY_GROUPS, found, AlterEvaOptions(beta=beta, redundancy="factor"))
     masks = {"camera": ["lidar"], "lidar": ["camera"], "fusion": ["lidar", "camera"]}
@@ -280,7 +280,7 @@ def test_redundancy_as_a_factor(beta: float) -> None:
 def test_in_the_unit_of_loss_contributions_alone_are_deci() -> None:
     """Without redundancy the scores are DeCI itself; with it, each partition's order is as in shares."""
     model, batches = toy_model(), toy_batches(3)
-    data = ScoringData(reactivation=batches, terms=batches[:1])
+    data = ScoringData(reactivation=batches, terms=batches[:1], norms="running")
     found = measure(model, TOY_GROUPS, toy_loss, batches, data, AlterEvaOptions(lr=LR))
     alone = altereva(TOY_GROUPS, found, AlterEvaOptions(beta=0.0, unit="loss"))
     for name, vector in found.deci.items():
