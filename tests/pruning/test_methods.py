@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -221,9 +222,26 @@ def test_synflow_rounds_equal_a_naive_network() -> None:
         if turn < 10 and count:
             threshold = every.kthvalue(count).values
             kept = {name: (vector > threshold).double() for name, vector in expected.items()}
+    factor = 2.0 ** round(math.log2(float(found["head.weight"].sum()) / float(expected["head.weight"].sum())))
     for name, vector in expected.items():
-        torch.testing.assert_close(found[name].double(), vector.flatten(), rtol=1e-5, atol=1e-12)
+        torch.testing.assert_close(found[name].double(), factor * vector.flatten(), rtol=1e-5, atol=1e-12)
     assert min(float(vector.sum()) for vector in found.values()) > 0, "no layer is emptied"
+
+
+def test_synflow_ranks_flows_beyond_single_precision() -> None:
+    """Thirty orders of magnitude more in one layer are a factor of all scores: the same weights stay."""
+    scores = []
+    for factor in (1.0, 1e45):
+        model = toy_model()
+        model.head.weight.data.mul_(factor)
+        terms = ElementTerms(model, SCOPE)
+        scores.append(
+            flow_scores(model, toy_ones(), terms, lambda found, share, m=model: global_masks(m, found, share), 5, 0.6)
+        )
+    kept = [global_masks(toy_model(), found, 0.6) for found in scores]
+    for name, mask in kept[0].items():
+        assert torch.equal(mask, kept[1][name]), name
+        assert bool(mask.any()), name
 
 
 @pytest.mark.parametrize("method", ["altermoma", "snip", "prospr", "magnitude", "random"])

@@ -7,6 +7,7 @@ layer is emptied: what a layer's scores sum to is conserved from layer to layer,
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -60,7 +61,7 @@ def _scaled(x: Tensor, _mean: Tensor, variance: Tensor, *, weight: Tensor, eps: 
 
 
 def synflow_scores(work: Scoring) -> ChannelVectors:
-    """Scores after the last round; what earlier rounds removed is zero there, so it goes first.
+    """Scores after the last round, up to a power of two; what earlier rounds removed is zero there, so it goes first.
 
     The network is copied, in double precision and on a small range: a full voxel grid, and pictures of ones.
 
@@ -83,7 +84,7 @@ def flow_scores(model: nn.Module, inputs: Any, terms: Terms, cut: Cut, rounds: i
     for turn in track(range(1, rounds + 1), "Rounds of SynFlow"):
         parameters = dict(model.named_parameters())
         theta = {name: parameters[name].detach() for name in terms.names}
-        scores = terms.magnitude(theta, flow(model, inputs, terms.names))
+        scores = terms.magnitude(theta, _in_range(flow(model, inputs, terms.names)))
         if turn < rounds:
             apply_masks(model, cut(scores, share_of_round(amount, turn, rounds)))
     return scores
@@ -106,6 +107,16 @@ def flow(model: nn.Module, inputs: Any, names: Sequence[str]) -> list[Tensor]:
     with eval_mode(model), OnlyFlow():
         found = torch.autograd.grad(_sum_of(model(inputs)), wanted, allow_unused=True)
     return [torch.zeros_like(p) if slope is None else slope for p, slope in zip(wanted, found, strict=True)]
+
+
+def _in_range(slopes: Sequence[Tensor]) -> list[Tensor]:
+    """All divided by the power of two just below the largest, which moves no rank.
+
+    A transformer that nothing normalises has flows of 1e43; scores of single weights are kept in single precision.
+    """
+    largest = max(float(slope.abs().max()) for slope in slopes)
+    exponent = math.frexp(largest)[1]
+    return [torch.ldexp(slope, torch.tensor(-exponent)) for slope in slopes]
 
 
 def _sum_of(outputs: Any) -> Tensor:
