@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 
-from altermoma.experiments.plot import Axes, line_plot
-from altermoma.experiments.table import ABSENT, Table, describe_missing, shown, shown_difference, shown_seconds, signed
+from altermoma.experiments.plot import Axes, dot_plot, line_plot
+from altermoma.experiments.statistics import Spread
+from altermoma.experiments.table import (
+    ABSENT,
+    Entry,
+    Table,
+    describe_missing,
+    shown,
+    shown_difference,
+    shown_seconds,
+    signed,
+)
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --soft: #5b6675; --line: #d9dee5; --paper: #fff; --mark: #eef4fa; }
@@ -43,34 +53,56 @@ def page(title: str, sections: Sequence[str]) -> str:
 
 def table_page(table: Table, more: Sequence[str] = ()) -> str:
     """Further sections first, then plots, then the figures."""
-    lines = {
-        label: [(100 * a, table.entries[label, a].mAP.mean) for a in table.amounts if (label, a) in table.entries]
-        for label in table.rows
-    }
-    losses = {
-        label: [(100 * a, table.entries[label, a].loss_cut) for a in table.amounts if (label, a) in table.entries]
-        for label in table.rows
-    }
-    marks = [100 * amount for amount in table.amounts]
-    level = "dense", 100 * table.dense["mAP"]
-    plots = figure(
-        line_plot(lines, Axes(x="removed, %", y="mAP, %", marks=marks), level), "Accuracy after fine-tuning."
-    ) + figure(
-        line_plot(losses, Axes(x="removed, %", y="task loss", marks=marks), ("dense", table.dense["loss"])),
-        "Task loss right after cutting, before any fine-tuning.",
-    )
     intro = (
         f"<p>Dense: mAP {100 * table.dense['mAP']:.1f}, NDS {100 * table.dense['NDS']:.1f}. Differences are to "
         f"{escape(table.reference)}, seed by seed.</p>"
     )
     if table.paper:
         intro += f'<p class="soft">Paper: points below its own dense model, {escape(table.paper.title)}.</p>'
-    sections = [intro, *more, f'<div class="figures">{plots}</div>']
+    sections = [intro, *more, f'<div class="figures">{_plots(table)}</div>']
     sections += [f"<h2>{100 * amount:g} % removed</h2>{_amount(table, amount)}" for amount in table.begun]
     if table.missing:
         first = escape(describe_missing(table.missing[0]))
         sections.append(f'<p class="soft">{len(table.missing)} cells are missing, the first: {first}.</p>')
     return page(table.title, sections)
+
+
+def _plots(table: Table) -> str:
+    """Accuracy and loss: over what the variants differ in, else over the amount, else row by row."""
+    drawn = [
+        ("mAP, %", "Accuracy after fine-tuning.", 100 * table.dense["mAP"], lambda entry: entry.mAP),
+        (
+            "task loss",
+            "Task loss right after cutting, before any fine-tuning.",
+            table.dense["loss"],
+            lambda entry: Spread(mean=entry.loss_cut, deviation=None, count=entry.mAP.count),
+        ),
+    ]
+    return "".join(figure(_plot(table, y, level, of), caption) for y, caption, level, of in drawn)
+
+
+def _plot(table: Table, y: str, level: float, of: Callable[[Entry], Spread]) -> str:
+    dense = "dense", level
+    if table.over:
+        amount = table.begun[0] if table.begun else table.amounts[0]
+        lines = {
+            name: [(x, of(table.entries[row, amount]).mean) for row, x in points if (row, amount) in table.entries]
+            for name, points in table.lines.items()
+        }
+        marks = sorted({x for points in table.lines.values() for _, x in points})
+        return line_plot(lines, Axes(x=f"{table.over}, {100 * amount:g} % removed", y=y, marks=marks), dense)
+    if len(table.amounts) == 1:
+        rows = {
+            row: of(table.entries[row, table.amounts[0]])
+            for row in table.rows
+            if (row, table.amounts[0]) in table.entries
+        }
+        return dot_plot({row: (found.mean, found.deviation or 0.0) for row, found in rows.items()}, y, dense)
+    lines = {
+        row: [(100 * a, of(table.entries[row, a]).mean) for a in table.amounts if (row, a) in table.entries]
+        for row in table.rows
+    }
+    return line_plot(lines, Axes(x="removed, %", y=y, marks=[100 * a for a in table.amounts]), dense)
 
 
 def figure(picture: str, caption: str) -> str:

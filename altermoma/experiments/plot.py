@@ -9,6 +9,8 @@ from html import escape
 
 WIDTH, HEIGHT = 740.0, 300.0
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 250.0, 14.0, 40.0
+ROW = 22.0
+"""Height of a row of a dot plot."""
 MARKS = 24
 """Names below a plot that do not touch."""
 COLOURS = ("#1b6ca8", "#d1495b", "#2e933c", "#8a5ea8", "#e0912f", "#3aa6a0", "#777777", "#b07d62", "#4d4d4d")
@@ -94,6 +96,42 @@ def bar_plot(bars: Mapping[str, Mapping[str, float]], y: str) -> str:
         for index, name in enumerate(names)
     ]
     return f'<svg viewBox="0 0 {WIDTH:.0f} {HEIGHT:.0f}" role="img">{"".join(parts)}</svg>'
+
+
+def dot_plot(rows: Mapping[str, tuple[float, float]], x: str, level: tuple[str, float]) -> str:
+    """One line of the page for each row: a dot at its mean, and a bar of one deviation to either side.
+
+    Args:
+        rows: name to mean and deviation, from the top.
+        x: name of the axis.
+        level: name and place of a dashed line from top to bottom.
+    """
+    if not rows:
+        return ""
+    ends = [end for mean, deviation in rows.values() for end in (mean - deviation, mean + deviation)]
+    low, high = _rounded(min(*ends, level[1]), max(*ends, level[1]))
+    across = _Scale(low, high, LEFT, WIDTH - RIGHT)
+    bottom = TOP + ROW * len(rows) + 6
+    parts = []
+    for value in round_values(low, high):
+        place = across.at(value)
+        parts.append(f'<line class="grid" x1="{place:.1f}" x2="{place:.1f}" y1="{TOP}" y2="{bottom}"/>')
+        parts.append(f'<text x="{place:.1f}" y="{bottom + 16}" text-anchor="middle">{value:.3g}</text>')
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(f'<text x="{middle:.1f}" y="{bottom + 34}" text-anchor="middle" class="axis">{escape(x)}</text>')
+    place = across.at(level[1])
+    parts.append(f'<line class="level" x1="{place:.1f}" x2="{place:.1f}" y1="{TOP}" y2="{bottom}"/>')
+    for number, (name, (mean, deviation)) in enumerate(rows.items()):
+        y, colour = TOP + ROW * (number + 0.5), COLOURS[number % len(COLOURS)]
+        left, right = across.at(mean - deviation), across.at(mean + deviation)
+        parts.append(
+            f'<line x1="{left:.1f}" x2="{right:.1f}" y1="{y:.1f}" y2="{y:.1f}" stroke="{colour}" stroke-width="2"/>'
+            f'<circle cx="{across.at(mean):.1f}" cy="{y:.1f}" r="4" fill="{colour}">'
+            f"<title>{escape(name)}: {mean:.2f}</title></circle>"
+            f'<text x="{WIDTH - RIGHT + 8}" y="{y + 4:.1f}" fill="{colour}">{escape(name)}</text>'
+        )
+    parts.append(f'<text x="{place:.1f}" y="{TOP - 3}" text-anchor="middle">{escape(level[0])}</text>')
+    return f'<svg viewBox="0 0 {WIDTH:.0f} {bottom + 40:.0f}" role="img">{"".join(parts)}</svg>'
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,11 @@ RECIPES = "recipes"
 class Variant:
     """AlterMOMA with weights, a reactivation or a selection of its own, a row; the weights' defaults are the paper's.
 
-    0 and "" take the recipe's [prune].
+    0 and "" take the recipe's [prune]. Variants of the same `line` are joined in the plot over `ExperimentRecipe.over`.
     """
 
     name: str
+    line: str = ""
     beta: float = 1.0
     redundancy: Redundancy = "difference"
     unit: Unit = "share"
@@ -55,7 +56,7 @@ class Variant:
 
     def of(self, recipe: PruneRecipe) -> PruneRecipe:
         """The recipe as this variant has it."""
-        given = {key: value for key, value in dataclasses.asdict(self).items() if key != "name" and value}
+        given = {key: value for key, value in dataclasses.asdict(self).items() if key not in {"name", "line"} and value}
         return dataclasses.replace(recipe, **{**given, "beta": self.beta})
 
 
@@ -83,6 +84,7 @@ class ExperimentRecipe:
         variants: of AlterMOMA, a row each in the place of "altermoma". Empty: that of [prune] alone.
         seeds: 0, 1, ... of scoring frames and of the order of training frames.
         threshold: one threshold over all weights, or one per partition; for weights only.
+        over: what the plot runs over where variants differ in it, as in the paper's figure 4; empty for the amount.
         timed: whether every cut model is timed on ONNX Runtime beside the dense one; for channels only.
         paper: key of the paper's figures to show beside (altermoma.experiments.paper); empty for none.
         val_frames: of the validation split, evenly spread; 0 takes all.
@@ -97,6 +99,7 @@ class ExperimentRecipe:
     variants: tuple[Variant, ...] = ()
     seeds: int = 3
     threshold: Literal["global", "partition"] = "global"
+    over: Literal["", "beta", "score_batches", "score_rounds", "reactivation_batches", "reactivation_lr"] = ""
     timed: bool = False
     paper: str = ""
     model: str = "bevfusion-tiny"
@@ -127,6 +130,7 @@ class ExperimentRecipe:
                 expected='granularity = "channels"',
                 remedy="masks make nothing faster: leave timed out",
             )
+        self._check_lines()
         if self.finetune.distill_weight > 0.0:
             raise RecipeError(
                 f"finetune.distill_weight = {self.finetune.distill_weight:g} in an experiment",
@@ -134,6 +138,15 @@ class ExperimentRecipe:
                 remedy="set distill_weight = 0.0 under [finetune]",
             )
         self.base()
+
+    def _check_lines(self) -> None:
+        lines = sum(bool(variant.line) for variant in self.variants)
+        if bool(self.over) != bool(lines) or (self.over and len(self.amounts) > 1):
+            raise RecipeError(
+                f"over = {self.over!r}, {lines} variants with a line, {len(self.amounts)} amounts",
+                expected="a key to plot over, variants that name their line and one amount; or neither key nor lines",
+                remedy='give variants line = "..." and the experiment over = "beta", or leave both out',
+            )
 
     def base(self) -> Recipe:
         """Model, data and training as a recipe of their own, whose values are checked."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from altermoma.experiments.paper import PaperFigures, paper_figures
+from altermoma.experiments.recipe import ExperimentRecipe
 from altermoma.experiments.run import Outcome
 from altermoma.experiments.statistics import Difference, Spread, paired_difference, spread
 
@@ -40,6 +41,8 @@ class Table:
     """Attributes:
     entries: by row and amount; cells that are missing are left out.
     reference: the row that others are compared with.
+    over: what `lines` run over; empty without lines.
+    lines: name to rows and their places on the axis, rising.
     """
 
     title: str
@@ -50,6 +53,8 @@ class Table:
     reference: str
     paper: PaperFigures | None
     missing: Sequence[tuple[str, float, int]]
+    over: str
+    lines: Mapping[str, Sequence[tuple[str, float]]]
 
     @property
     def begun(self) -> tuple[float, ...]:
@@ -82,7 +87,18 @@ def tabulate(outcome: Outcome) -> Table:
         reference=reference,
         paper=figures,
         missing=outcome.missing,
+        over=recipe.over,
+        lines=_lines(recipe),
     )
+
+
+def _lines(recipe: ExperimentRecipe) -> dict[str, list[tuple[str, float]]]:
+    lines: dict[str, list[tuple[str, float]]] = {}
+    for variant in recipe.variants:
+        if variant.line:
+            asked = getattr(variant.of(recipe.prune), recipe.over)
+            lines.setdefault(variant.line, []).append((variant.name, float(asked)))
+    return {name: sorted(points, key=lambda point: point[1]) for name, points in lines.items()}
 
 
 def _entry(
