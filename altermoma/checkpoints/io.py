@@ -19,7 +19,7 @@ from altermoma.models.config import ModelConfig
 from altermoma.models.fusion import FusionModel
 from altermoma.models.presets import config_of
 from altermoma.models.record import from_record, to_record
-from altermoma.pruning.two_four import claimed_masks
+from altermoma.pruning.claims import claimed_masks
 from altermoma.storage import write_bytes
 
 FORMAT = "altermoma-checkpoint-1"

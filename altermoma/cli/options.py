@@ -53,6 +53,10 @@ ChannelsOption = Annotated[
 ParamsOption = Annotated[
     float | None, typer.Option("--prune-params", metavar="SHARE", help="Remove this share of the parameters.")
 ]
+WeightsOption = Annotated[
+    float | None,
+    typer.Option("--prune-weights", metavar="SHARE", help="Set this share of single weights to zero; shapes stay."),
+]
 SparsityOption = Annotated[
     Sparsity | None,
     typer.Option("--sparsity", help="Pattern inside the layers that remain: dense, or 2:4 for sparse tensor cores."),
@@ -69,7 +73,7 @@ DeviceOption = Annotated[
     typer.Option("--device", help="Where torch computes: auto (a GPU where torch has one), cpu or cuda."),
 ]
 AT_FULL_SIZE = "recipe of a model at full size: no fine-tuning here; see docs/checkpoints.md"
-BudgetKind = Literal["flops", "channels", "params", "latency"]
+BudgetKind = Literal["flops", "channels", "params", "latency", "weights"]
 BuildOption = Annotated[
     Literal["auto", "require", "never"] | None,
     typer.Option("--build", help="Engines: build where possible, require them (else exit 3), or never."),
@@ -78,17 +82,19 @@ BuildOption = Annotated[
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Budget:
-    """The three ways to say how much to prune; at most one is given."""
+    """The ways to say how much to prune; at most one is given."""
 
     flops: float | None = None
     channels: float | None = None
     params: float | None = None
+    weights: float | None = None
 
     def apply(self, recipe: PruneRecipe) -> PruneRecipe:
         every: tuple[tuple[BudgetKind, float | None], ...] = (
             ("flops", self.flops),
             ("channels", self.channels),
             ("params", self.params),
+            ("weights", self.weights),
         )
         given = {name: share for name, share in every if share is not None}
         if not given:

@@ -83,7 +83,6 @@ class ExperimentRecipe:
         methods: in the order of the cells.
         variants: of AlterMOMA, a row each in the place of "altermoma". Empty: that of [prune] alone.
         seeds: 0, 1, ... of scoring frames and of the order of training frames.
-        threshold: one threshold over all weights, or one per partition; for weights only.
         over: what the plot runs over where variants differ in it, as in the paper's figure 4; empty for the amount.
         timed: whether every cut model is timed on ONNX Runtime beside the dense one; for channels only.
         paper: key of the paper's figures to show beside (altermoma.experiments.paper); empty for none.
@@ -98,7 +97,6 @@ class ExperimentRecipe:
     methods: tuple[Method, ...] = ("altermoma", "prospr", "snip", "synflow", "imp", "magnitude", "random")
     variants: tuple[Variant, ...] = ()
     seeds: int = 3
-    threshold: Literal["global", "partition"] = "global"
     over: Literal["", "beta", "score_batches", "score_rounds", "reactivation_batches", "reactivation_lr"] = ""
     timed: bool = False
     paper: str = ""

@@ -75,7 +75,7 @@ class Workbench:
             "tables": data_key(self.place.root, self.recipe.data.version),
             "data": {key: data[key] for key in ("version", "train_split", "val_split", "sweeps")} | changed,
             "granularity": self.recipe.granularity,
-            "threshold": self.recipe.threshold,
+            "threshold": self.recipe.prune.threshold,
             "val_frames": self.recipe.val_frames,
             **({TIMED: "onnxruntime"} if self.recipe.timed else {}),
         }
@@ -141,7 +141,7 @@ class Workbench:
             return found, None if told is None else float(told)
         recipe = cell.prune
         batches: Sequence[Batch] = scoring_batches(self.place, recipe) if batches_of(recipe) else ()
-        by_weight = partial(weight_work, per=self.recipe.threshold)
+        by_weight = partial(weight_work, per=self.recipe.prune.threshold)
         by_channel = partial(channel_work, tables=self._tables_for(recipe))
         make = by_weight if self.recipe.granularity == "weights" else by_channel
         work = make(self.dense, batches, recipe, task_loss, reference_batch(self.place))
@@ -157,7 +157,7 @@ class Workbench:
     def cut(self, recipe: PruneRecipe, scores: ChannelVectors) -> Pruned:
         """The dense model without what scores least; the dense model itself stays."""
         if self.recipe.granularity == "weights":
-            masks = global_masks(self.dense, scores, recipe.amount, per=self.recipe.threshold)
+            masks = global_masks(self.dense, scores, recipe.amount, per=self.recipe.prune.threshold)
             report = sparsity_report(self.dense, masks)
             removed = {"weights": report.total, "by_partition": report.by_partition, "by_layer": report.by_layer}
             return Pruned(model=masked_model(self.dense, masks), masks=masks, removed=removed)

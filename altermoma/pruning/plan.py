@@ -41,6 +41,12 @@ def plan_pruning(
     """Groups and costs; a budget that cannot be met is an error here, before the scores are computed."""
     if recipe.channel_step < 1:
         raise PruningError("prune.channel_step = 0", expected="1 or more; 0 is for the target to fill in")
+    if recipe.budget == "weights":
+        raise PruningError(
+            'prune.budget = "weights" for channels',
+            expected="flops, channels, params or latency",
+            remedy='altermoma prune --prune-weights does it; experiments do with granularity = "weights"',
+        )
     groups = fusion_groups(model)
     scoped = select_groups(groups, recipe.scope)
     flops = count_flops(model, frame)

@@ -65,6 +65,7 @@ class PruneRecipe:
             The paper has one (altermoma.pruning.methods.altermoma).
         reactivation_batches: gradient steps of the reactivation.
         reri_batches: for the redundancy, the first of the reactivation's.
+        threshold: over all single weights, or one per partition, which then all lose the same share.
         alpha, beta: weights of contribution and redundancy. The paper's are 1 and 1, in one round and in shares; what
             these and the defaults do is in docs/benchmarks/experiments.md.
         redundancy: how it lowers the contribution: the paper's difference, or a factor (altermoma.pruning.altereva).
@@ -81,7 +82,7 @@ class PruneRecipe:
         prospr_draws: times that it does so, each on batches of its own.
     """
 
-    budget: Literal["flops", "channels", "params", "latency"] = "flops"
+    budget: Literal["flops", "channels", "params", "latency", "weights"] = "flops"
     amount: float = 0.3
     scope: tuple[Partition, ...] = ("camera", "lidar", "fusion")
     channel_step: int = 0
@@ -100,6 +101,7 @@ class PruneRecipe:
     norms: Norms = "batch"
     aggregation: Literal["channel", "element"] = "channel"
     selection: Literal["threshold", "greedy"] = "threshold"
+    threshold: Literal["global", "partition"] = "global"
     two_four_rule: Literal["pattern", "aligned", "wide"] = "aligned"
     two_four_permute: bool = True
     method: Method = "altermoma"

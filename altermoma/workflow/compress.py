@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from altermoma.models.fusion import FusionModel
     from altermoma.pruning.channels import ChannelVectors
     from altermoma.pruning.latency import StageTable
+    from altermoma.pruning.methods.scoring import Scoring
     from altermoma.training.distill import Teacher
 
 PRUNED_FILE = "pruned.safetensors"
@@ -47,7 +48,7 @@ def prune_model(place: Workplace, folder: Path) -> dict[str, Any]:
     recipe, unfinished = place.recipe, folder / "scores"
     dense, reference = place.dense_model(), reference_batch(place)
     tables = latency_tables(place, dense, folder / TABLES_FILE) if recipe.prune.budget == "latency" else None
-    scores = _scores(place, dense, reference, unfinished, tables) if recipe.prune.amount > 0 else {}
+    scores = _channel_scores(place, dense, reference, unfinished, tables) if recipe.prune.amount > 0 else {}
     result = prune_by_scores(dense, scores, recipe.prune, reference, tables=tables)
     record, model = result.to_json() | {"method": recipe.prune.method}, result.model
     kept = {name: channels.tolist() for name, channels in result.keep.items()}
@@ -74,22 +75,27 @@ def latency_tables(place: Workplace, model: FusionModel, file: Path) -> Mapping[
     }
 
 
-def _scores(
+def _channel_scores(
     place: Workplace,
     model: FusionModel,
     reference: FrameBatch,
     folder: Path,
     tables: Mapping[str, StageTable] | None,
 ) -> ChannelVectors:
-    """Scores of the recipe's method; what they took is printed."""
-    from altermoma.pruning.kept import Kept
-    from altermoma.pruning.methods.choose import scores_of
     from altermoma.pruning.methods.work import channel_work
     from altermoma.training.losses import task_loss
 
+    work = channel_work(model, scoring_batches(place), place.recipe.prune, task_loss, reference, tables)
+    return scored(place, work, folder)
+
+
+def scored(place: Workplace, work: Scoring, folder: Path) -> ChannelVectors:
+    """Scores of the recipe's method; what they took is printed. The folder takes what a kill would lose."""
+    from altermoma.pruning.kept import Kept
+    from altermoma.pruning.methods.choose import scores_of
+
     recipe = place.recipe.prune
     rounds = dataclasses.replace(place.recipe.finetune, steps=recipe.imp_steps)
-    work = channel_work(model, scoring_batches(place), recipe, task_loss, reference, tables)
     training = round_training(place, rounds, folder)
     found = scores_of(dataclasses.replace(work, kept=Kept(folder), retrain=training))
     say(f"scores of {recipe.method}: {found.seconds:.1f} s of processor time, at most {peak_memory_mib():.0f} MiB")

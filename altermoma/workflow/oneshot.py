@@ -21,6 +21,7 @@ from altermoma.workflow.calibrate import check_untuned
 from altermoma.workflow.detections import read_detections
 from altermoma.workflow.engines import check_buildable
 from altermoma.workflow.keys import code_version
+from altermoma.workflow.mask_weights import check_physical
 from altermoma.workflow.place import Workplace
 from altermoma.workflow.plan import ENGINES, bundle_of, plan
 from altermoma.workflow.runs import RunFolder, open_run
@@ -44,6 +45,7 @@ def run(recipe: Recipe, out: Path | None = None, *, same_only: bool = False) -> 
     started = time.monotonic()
     check_buildable(recipe.engine)
     check_sparsity(recipe)
+    check_physical(recipe)
     check_untuned(recipe)
     recipe = with_open_keys_filled(recipe)
     place = Workplace(recipe)

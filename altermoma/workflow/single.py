@@ -21,6 +21,7 @@ from altermoma.workflow.accuracy import DETECTIONS_FILE
 from altermoma.workflow.calibrate import calibration_inputs, check_untuned
 from altermoma.workflow.compress import PRUNED_FILE, prune_model, teacher_of
 from altermoma.workflow.keys import code_version
+from altermoma.workflow.mask_weights import check_single_weights, mask_weights
 from altermoma.workflow.place import Workplace
 from altermoma.workflow.plan import data_inputs, model_inputs, precisions_of, prune_inputs
 from altermoma.workflow.runs import lock
@@ -141,10 +142,12 @@ def prune_to_file(recipe: Recipe, file: Path) -> Path:
         raise StorageError(f"{file} is a folder", expected="a file to write", remedy=remedy)
     check_writable(file)
     check_sparsity(recipe)
+    check_single_weights(recipe)
     place = Workplace(with_open_keys_filled(recipe))
     with busy("Reading the tables"):
         inputs = {"data": data_inputs(place), **prune_inputs(place)}
-    with unfinished("prune", "Pruning", inputs, lambda folder: prune_model(place, folder)) as (work, _):
+    pruned = mask_weights if recipe.prune.budget == "weights" else prune_model
+    with unfinished("prune", "Pruning", inputs, lambda folder: pruned(place, folder)) as (work, _):
         write_bytes(file, (work / PRUNED_FILE).read_bytes())
     return file
 

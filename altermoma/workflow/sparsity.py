@@ -1,4 +1,4 @@
-"""2:4 sparsity in the steps of a run: what can be asked for, and the masks of a checkpoint."""
+"""Zeros in the steps of a run: which 2:4 can be asked for, and the masks of a checkpoint."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def masks_of(checkpoint: Path) -> tuple[Masks, dict[str, Any]]:
     A checkpoint of another program is dense.
     """
     from altermoma.checkpoints.io import PICKLED, load_checkpoint
-    from altermoma.pruning.two_four import claimed_masks
+    from altermoma.pruning.claims import claimed_masks
 
     if checkpoint.suffix in PICKLED:
         return {}, {}
