@@ -20,6 +20,7 @@ from altermoma.cli import (
     lint,
     prune,
     report,
+    tables,
     train,
 )
 from altermoma.cli.console import new_app, run_app
@@ -57,6 +58,7 @@ app.command("debug-precision")(debug.debug_precision)
 app.command("eval")(evaluate.evaluate)
 app.command("experiment")(experiment.experiment)
 app.command("report")(report.report)
+app.add_typer(tables.app, name="tables")
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from altermoma.experiments.recipe import ExperimentRecipe, Granularity
 from altermoma.recipe import Method, PruneRecipe, TrainRecipe
 from altermoma.storage import content_key
+from altermoma.workflow.given_tables import TABLES, tables_inputs
 
 SCHEMA = 1
 """Part of every key: raised where a change of the code changes what a cell measures."""
@@ -71,6 +72,7 @@ class Cell:
             del record["amount"]
             if TIMED in ground:  # rows are selections by the same scores
                 del record["budget"], record["selection"]
+                record.pop(TABLES, None)
         if self.prune.method == "imp":
             record |= self._trained()
         return content_key({"schema": SCHEMA, "ground": dict(ground), "scores": record})
@@ -90,6 +92,8 @@ class Cell:
             record["norms"] = self.prune.norms  # here and below only then, so that cells from before it counted stay
         if self.prune.score_rounds > 1 and self.prune.method == "altermoma":
             record["score_rounds"] = self.prune.score_rounds
+        if self.prune.budget == "latency" and self.prune.latency_tables:
+            record |= tables_inputs(self.prune)
         if self._in_rounds and ground.get("threshold") == "partition":
             # Scores from before the rounds cut by this threshold too are others.
             record["rounds_per"] = "partition"

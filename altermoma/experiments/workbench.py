@@ -33,6 +33,7 @@ from altermoma.storage import content_key, sha256_of, write_bytes
 from altermoma.training.loop import TrainResult, train
 from altermoma.training.losses import task_loss
 from altermoma.workflow.compress import latency_tables, reference_batch
+from altermoma.workflow.given_tables import LATENCY, latency_record
 from altermoma.workflow.keys import data_key
 from altermoma.workflow.place import Workplace
 from altermoma.workflow.rounds import round_training
@@ -163,7 +164,11 @@ class Workbench:
             return Pruned(model=masked_model(self.dense, masks), masks=masks, removed=removed)
         tables, reference = self._tables_for(recipe), reference_batch(self.place)
         found = prune_by_scores(self.dense, scores, recipe, reference, tables=tables)
-        return Pruned(model=found.model, masks={}, removed=found.to_json())
+        removed = found.to_json()
+        if tables is not None and recipe.latency_tables:
+            given = dataclasses.replace(self.place.recipe, prune=recipe)
+            removed[LATENCY] = latency_record(given, tables, found.flops_before, found.flops_after)
+        return Pruned(model=found.model, masks={}, removed=removed)
 
     def _tables_for(self, recipe: PruneRecipe) -> Mapping[str, StageTable] | None:
         """Milliseconds of the dense model's stages at several widths, where the budget asks for them; measured once for

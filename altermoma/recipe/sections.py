@@ -51,8 +51,11 @@ class PruneRecipe:
 
     Attributes:
         method: AlterMOMA, or what the paper compares it with, or a control (altermoma.pruning.methods).
-        budget: what `amount` is a share of. "latency" is the milliseconds of all stages on ONNX Runtime, from tables
-            that are measured on this machine first (altermoma.workflow.stage_times).
+        budget: what `amount` is a share of. "latency" is the milliseconds of all stages, from tables that are measured
+            first: on ONNX Runtime and this machine's processor (altermoma.workflow.stage_times), or where
+            `latency_tables` were.
+        latency_tables: file of milliseconds that `altermoma tables measure` left on the target
+            (docs/latency_tables.md); empty measures here.
         channel_step: widths of dense layers are multiples of this: below, convolution kernels pad instead. 0 takes
             the step of the engine's target and precision (deploy/<target>/target.toml), for 2:4 at least 16.
         lidar_channel_step: the same for the sparse encoder, whose gathered rows are rows of matrices; 0 is 8, or 16
@@ -83,6 +86,7 @@ class PruneRecipe:
     """
 
     budget: Literal["flops", "channels", "params", "latency", "weights"] = "flops"
+    latency_tables: str = ""
     amount: float = 0.3
     scope: tuple[Partition, ...] = ("camera", "lidar", "fusion")
     channel_step: int = 0

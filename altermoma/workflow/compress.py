@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from altermoma.errors import CheckpointError
 from altermoma.progress import say
 from altermoma.storage import read_json, write_json
+from altermoma.workflow.given_tables import LATENCY, given_tables, latency_line, latency_record
 from altermoma.workflow.place import Workplace
 from altermoma.workflow.rounds import round_training
 from altermoma.workflow.scoring import scoring_batches
@@ -51,6 +52,9 @@ def prune_model(place: Workplace, folder: Path) -> dict[str, Any]:
     scores = _channel_scores(place, dense, reference, unfinished, tables) if recipe.prune.amount > 0 else {}
     result = prune_by_scores(dense, scores, recipe.prune, reference, tables=tables)
     record, model = result.to_json() | {"method": recipe.prune.method}, result.model
+    if tables is not None:
+        record[LATENCY] = latency_record(recipe, tables, result.flops_before, result.flops_after)
+        say(latency_line(record[LATENCY]))
     kept = {name: channels.tolist() for name, channels in result.keep.items()}
     metadata = describe(model, recipe.model) | {"pruning": record, "kept": kept}
     if recipe.engine.sparsity == "2:4":
@@ -63,10 +67,12 @@ def prune_model(place: Workplace, folder: Path) -> dict[str, Any]:
 
 
 def latency_tables(place: Workplace, model: FusionModel, file: Path) -> Mapping[str, StageTable]:
-    """Measured once and kept in `file`: a run that was killed goes on with the same times."""
+    """Those that the recipe names; else measured once and kept in `file`: a killed run goes on with the same times."""
     from altermoma.pruning.latency import StageTable
     from altermoma.workflow.stage_times import measure_tables
 
+    if place.recipe.prune.latency_tables:
+        return given_tables(place.recipe, model, reference_batch(place))
     if not file.is_file():
         write_json(file, {name: dataclasses.asdict(table) for name, table in measure_tables(place, model).items()})
     return {

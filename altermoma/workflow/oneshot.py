@@ -20,6 +20,7 @@ from altermoma.workflow.accuracy import DETECTIONS_FILE
 from altermoma.workflow.calibrate import check_untuned
 from altermoma.workflow.detections import read_detections
 from altermoma.workflow.engines import check_buildable
+from altermoma.workflow.given_tables import check_tables
 from altermoma.workflow.keys import code_version
 from altermoma.workflow.mask_weights import check_physical
 from altermoma.workflow.place import Workplace
@@ -46,6 +47,7 @@ def run(recipe: Recipe, out: Path | None = None, *, same_only: bool = False) -> 
     check_buildable(recipe.engine)
     check_sparsity(recipe)
     check_physical(recipe)
+    check_tables(recipe)
     check_untuned(recipe)
     recipe = with_open_keys_filled(recipe)
     place = Workplace(recipe)

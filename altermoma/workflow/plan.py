@@ -16,6 +16,7 @@ from altermoma.workflow import accuracy, engines
 from altermoma.workflow.accuracy import DETECTIONS_FILE
 from altermoma.workflow.calibrate import calibration_inputs
 from altermoma.workflow.compress import PRUNED_FILE, finetune_model, prune_model
+from altermoma.workflow.given_tables import tables_inputs
 from altermoma.workflow.keys import data_key
 from altermoma.workflow.place import Workplace
 from altermoma.workflow.sparsity import sparsity_inputs
@@ -136,9 +137,13 @@ def prune_inputs(place: Workplace) -> dict[str, Any]:
     """What decides pruned weights, besides the frames."""
     recipe = place.recipe
     rounds = {"rounds": training_inputs(recipe)} if recipe.prune.method == "imp" else {}
-    # Stages are measured on the graphs of the target's TensorRT.
-    measured = {"tensorrt": load_target(recipe.engine.target).tensorrt} if recipe.prune.budget == "latency" else {}
+    measured: dict[str, Any] = {}
+    if recipe.prune.budget == "latency":
+        # Stages are measured on the graphs of the target's TensorRT, unless they were measured elsewhere.
+        given = tables_inputs(recipe.prune)
+        measured = given or {"tensorrt": load_target(recipe.engine.target).tensorrt}
     pruning = recipe.to_dict()["prune"]
+    del pruning["latency_tables"]  # where they lie decides nothing
     return {**model_inputs(place), "prune": pruning, **sparsity_inputs(recipe), **rounds, **measured}
 
 

@@ -20,6 +20,7 @@ from altermoma.workflow import accuracy
 from altermoma.workflow.accuracy import DETECTIONS_FILE
 from altermoma.workflow.calibrate import calibration_inputs, check_untuned
 from altermoma.workflow.compress import PRUNED_FILE, prune_model, teacher_of
+from altermoma.workflow.given_tables import check_tables
 from altermoma.workflow.keys import code_version
 from altermoma.workflow.mask_weights import check_single_weights, mask_weights
 from altermoma.workflow.place import Workplace
@@ -143,6 +144,7 @@ def prune_to_file(recipe: Recipe, file: Path) -> Path:
     check_writable(file)
     check_sparsity(recipe)
     check_single_weights(recipe)
+    check_tables(recipe)
     place = Workplace(with_open_keys_filled(recipe))
     with busy("Reading the tables"):
         inputs = {"data": data_inputs(place), **prune_inputs(place)}

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 KEPT = (1.0, 0.75, 0.5, 0.25)
 """Shares of the channels at which stages are measured."""
 ROUNDS = 8
-UNCHECKED = ExportRecipe(fp32_tolerance=1e9, fp32_frame_tolerance=1e9)
+UNCHECKED = ExportRecipe(
+    fp32_tolerance=1e9, fp32_frame_tolerance=1e9, fp16_tolerance=1e9, fp16_frame_tolerance=1e9, int8_tolerance=1e9
+)
 """These models are cut blindly and thrown away: only their time counts, not what they answer."""
 
 
@@ -37,14 +39,15 @@ class TimedStage:
 def measure_tables(place: Workplace, model: FusionModel) -> dict[str, StageTable]:
     """Runs every stage at every width on the reference frame; see `least_ms`. Which widths: see `KEPT`."""
     from altermoma.pruning.flops import count_flops
+    from altermoma.pruning.groups import fusion_groups
     from altermoma.pruning.latency import StageTable
 
-    batch = reference_batch(place)
+    batch, groups = reference_batch(place), fusion_groups(model)
     dense = count_flops(model, batch).by_stage()
     stages: dict[str, list[TimedStage]] = {}
     shares: dict[str, list[float]] = {}
     for kept in track(KEPT, "Exporting at several widths"):
-        smaller = _narrowed(model, kept)
+        smaller = narrowed(model, {group.name: max(round(kept * group.width), 1) for group in groups})
         left = count_flops(smaller, batch).by_stage()
         for name, timed in timed_stages(place, smaller).items():
             stages.setdefault(name, []).append(timed)
@@ -74,15 +77,14 @@ def _run(timed: TimedStage) -> float:
     return 1e3 * (time.process_time() - started)
 
 
-def _narrowed(model: FusionModel, kept: float) -> FusionModel:
-    """The model with the first channels of every group."""
+def narrowed(model: FusionModel, widths: Mapping[str, int]) -> FusionModel:
+    """The model with the first channels of every group, on the CPU."""
     import torch
 
     from altermoma.pruning.groups import fusion_groups
     from altermoma.pruning.surgery import shrink
 
-    groups = fusion_groups(model)
-    return shrink(model, groups, {g.name: torch.arange(max(round(kept * g.width), 1)) for g in groups}).cpu()
+    return shrink(model, fusion_groups(model), {name: torch.arange(width) for name, width in widths.items()}).cpu()
 
 
 def timed_stages(place: Workplace, model: FusionModel) -> dict[str, TimedStage]:

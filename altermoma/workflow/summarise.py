@@ -25,6 +25,7 @@ from altermoma.report.summary import (
     realised,
 )
 from altermoma.workflow.calibrate import SEARCH, SENSITIVITY_FILE
+from altermoma.workflow.given_tables import LATENCY, latency_line
 from altermoma.workflow.plan import Engine, engines_of
 from altermoma.workflow.sparsity import SPARSITY
 from altermoma.workflow.steps import Records, StepResult, peak_memory_mib
@@ -184,6 +185,7 @@ def _notes(records: Records) -> tuple[str, ...]:
     findings = {finding for precision in records["export"].values() for finding in precision["findings"]}
     return (
         *busy(records["bench"]["conditions"]),
+        *([latency_line(records["prune"][LATENCY])] if LATENCY in records["prune"] else []),
         *int8_notes(records["export"]),
         *(f"lint: {finding}" for finding in sorted(findings)),
     )
