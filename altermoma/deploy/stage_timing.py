@@ -23,8 +23,8 @@ from altermoma.deploy.telemetry import machine, sampled
 from altermoma.deploy.tensorrt_api import import_tensorrt
 from altermoma.deploy.tensorrt_backend import open_engines
 from altermoma.deploy.tensorrt_config import options_of
-from altermoma.deploy.tensorrt_engines import device_here, engines_here
-from altermoma.errors import BundleError, UnsupportedError
+from altermoma.deploy.tensorrt_engines import device_here, engines_here, why_not
+from altermoma.errors import BundleError, EngineError, UnsupportedError
 from altermoma.progress import track
 
 RUNS = 5
@@ -77,10 +77,7 @@ def measure_tables(folder: Path, plan: TimingPlan) -> MeasuredTables:
         )
     bundles = open_widths(folder, widths, precision)
     if plan.backend == "tensorrt":
-        bundles = {
-            name: engines_here(bundle, options_of(bundle.manifest, precision), build="require")
-            for name, bundle in bundles.items()
-        }
+        bundles = _with_engines(bundles, precision)
     gpu: dict[str, Any] = {}
     with sampled(gpu), pinned_threads(1):
         found = {stage: _time_stage(bundles, stage, precision, plan) for stage in track(widths.flops, "Timing stages")}
@@ -90,6 +87,20 @@ def measure_tables(folder: Path, plan: TimingPlan) -> MeasuredTables:
     measured = dataclasses.replace(measured, about=about)
     measured.write(folder / LATENCY_FILE)
     return measured
+
+
+def _with_engines(bundles: Bundles, precision: str) -> dict[str, Bundle]:
+    reason = why_not()
+    if reason:
+        raise EngineError(
+            f"stages cannot be timed on TensorRT here: {reason}",
+            expected="the machine that will run the pruned model, with an NVIDIA GPU and TensorRT",
+            remedy="carry the folder there and give the same command, or --backend onnxruntime for this processor",
+        )
+    return {
+        name: engines_here(bundle, options_of(bundle.manifest, precision), build="require")
+        for name, bundle in bundles.items()
+    }
 
 
 def _measured(

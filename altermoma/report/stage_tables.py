@@ -19,7 +19,10 @@ def stage_tables_markdown(measured: MeasuredTables) -> str:
         rows.append([stage, *(f"{ms:.3f} ({ms / times.ms[0]:.2f}; {share:.2f})" for ms, share in columns)])
     totals = [sum(column) for column in zip(*(times.ms for times in every), strict=True)]
     rows.append(["all", *(f"{total:.3f} ({total / totals[0]:.2f})" for total in totals)])
-    told = f"{measured.model}, {measured.served}; measured on {measured.device}, {measured.runtime}."
+    told = (
+        f"{measured.model}, {measured.served}; measured on {measured.device}, {measured.runtime}. Pruning counts these "
+        "medians."
+    )
     return "\n\n".join(part for part in (told, table(rows), _noise(measured)) if part)
 
 
