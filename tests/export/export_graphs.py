@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 Arrays = dict[str, NDArray[Any]]
 KINDS = {"f": TensorProto.FLOAT, "h": TensorProto.FLOAT16, "i": TensorProto.INT32, "l": TensorProto.INT64,
-         "d": TensorProto.DOUBLE}  # fmt: skip
+         "d": TensorProto.DOUBLE, "b": TensorProto.BOOL}  # fmt: skip
 
 
 def graph(
