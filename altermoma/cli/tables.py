@@ -72,6 +72,6 @@ def measure(
     from altermoma.deploy.stage_timing import TimingPlan, measure_tables
     from altermoma.report.stage_tables import stage_tables_markdown
 
-    plan = TimingPlan(backend=backend, precision=engine or "", rounds=rounds, warmup=warmup)
+    plan = TimingPlan(backend=backend, precision=engine, rounds=rounds, warmup=warmup)
     print(stage_tables_markdown(measure_tables(folder, plan)))
     print(f'\nfor pruning, under [prune] of the recipe: budget = "latency", latency_tables = "{folder / LATENCY_FILE}"')

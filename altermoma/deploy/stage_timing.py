@@ -42,13 +42,13 @@ class TimingPlan:
     """How stages are timed.
 
     Attributes:
-        precision: of the graphs; empty takes what the bundles were written for.
+        precision: of the graphs; None takes what the bundles were written for.
         rounds: turns of every width.
         warmup: turns before, not counted.
     """
 
     backend: Backend = "tensorrt"
-    precision: str = ""
+    precision: str | None = None
     rounds: int = 20
     warmup: int = 2
 

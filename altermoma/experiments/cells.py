@@ -92,7 +92,7 @@ class Cell:
             record["norms"] = self.prune.norms  # here and below only then, so that cells from before it counted stay
         if self.prune.score_rounds > 1 and self.prune.method == "altermoma":
             record["score_rounds"] = self.prune.score_rounds
-        if self.prune.budget == "latency" and self.prune.latency_tables:
+        if self.prune.budget == "latency":
             record |= tables_inputs(self.prune)
         if self._in_rounds and ground.get("threshold") == "partition":
             # Scores from before the rounds cut by this threshold too are others.

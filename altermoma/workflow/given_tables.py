@@ -52,15 +52,21 @@ def check_tables(recipe: Recipe) -> None:
             expected='budget = "latency", which counts their milliseconds',
             remedy='set budget = "latency" under [prune] and give no --prune-... option, or leave latency_tables out',
         )
-    measured, asked = MeasuredTables.read(Path(path)), served_by(recipe)
-    if measured.model != recipe.model:
-        raise RecipeError(f"{path} is of model {measured.model}", expected=recipe.model, remedy=_AGAIN)
+    measured, asked = _of_model(recipe), served_by(recipe)
     if measured.served != asked:
         raise RecipeError(
             f"{path} is for {measured.served}, while [engine] asks for {asked}",
             expected="milliseconds of the engines that the pruned model becomes",
             remedy=f"set precision, sparsity and target under [engine] to theirs, or {_AGAIN}",
         )
+
+
+def _of_model(recipe: Recipe) -> MeasuredTables:
+    path = recipe.prune.latency_tables
+    measured = MeasuredTables.read(Path(path))
+    if measured.model != recipe.model:
+        raise RecipeError(f"{path} is of model {measured.model}", expected=recipe.model, remedy=_AGAIN)
+    return measured
 
 
 def tables_inputs(recipe: PruneRecipe) -> dict[str, str]:
@@ -81,12 +87,13 @@ def given_tables(recipe: Recipe, model: FusionModel, reference: FrameBatch) -> d
         reference: the frame that its FLOPs are counted on.
 
     Raises:
+        RecipeError: tables of another model.
         PruningError: the stages have other FLOPs than those that were measured.
     """
     from altermoma.pruning.flops import count_flops
 
     path = recipe.prune.latency_tables
-    measured, dense = MeasuredTables.read(Path(path)), count_flops(model, reference).by_stage()
+    measured, dense = _of_model(recipe), count_flops(model, reference).by_stage()
     if measured.flops.keys() != dense.keys() or measured.stages.keys() != dense.keys():
         raise PruningError(f"{path} has stages {', '.join(measured.stages)}", expected=", ".join(dense), remedy=_AGAIN)
     for stage, flops in dense.items():

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 Widths = dict[str, int]
 """Channels by group."""
 
+CALIBRATION_FRAMES = 8
+"""Int8 graphs hold ranges, which their time does not depend on: few frames will do."""
+
 
 def write_widths(recipe: Recipe, folder: Path) -> Path:
     """Exports the recipe's checkpoint at the widths of `KEPT`; returns the folder: a bundle each, and `tables.json`.
@@ -72,7 +75,7 @@ def _timed_only(recipe: Recipe) -> Recipe:
     """
     left = dataclasses.replace(recipe.prune, amount=0.0)
     filled = with_open_keys_filled(dataclasses.replace(recipe, prune=left))
-    calibration = CalibrationRecipe(recipe=recipe.calibration.recipe, manifest=recipe.calibration.manifest)
+    calibration = CalibrationRecipe(recipe=recipe.calibration.recipe)
     return dataclasses.replace(filled, export=UNCHECKED, calibration=calibration)
 
 
@@ -85,12 +88,31 @@ def _check_replaceable(folder: Path) -> None:
         )
 
 
+def _with_few_frames(place: Workplace, file: Path) -> Workplace:
+    """The same place with a calibration of its own, whose frames are kept in `file`."""
+    from altermoma.calib.frames import FrameManifest, choose_frames, write_manifest
+
+    if place.recipe.engine.precision != "int8":
+        return place
+    if not file.is_file():
+        data = place.recipe.data
+        tokens = place.reader.tokens(data.train_split)
+        count = min(CALIBRATION_FRAMES, len(tokens))
+        frames = choose_frames(place.reader, tokens, place.geometry, count=count, pool=count)
+        write_manifest(
+            file, FrameManifest(version=data.version, split=data.train_split, sweeps=data.sweeps, frames=frames)
+        )
+    calibration = dataclasses.replace(place.recipe.calibration, manifest=str(file))
+    return Workplace(dataclasses.replace(place.recipe, calibration=calibration))
+
+
 def _export(place: Workplace, work: Path) -> Record:
     """Leaves a bundle of each width; those that a killed process left are kept."""
     from altermoma.pruning.flops import count_flops
     from altermoma.pruning.groups import fusion_groups
     from altermoma.workflow.graphs import export_bundle
 
+    place = _with_few_frames(place, work / "frames.json")
     model, batch = place.model_on_host(place.checkpoint), reference_batch(place)
     groups, dense = fusion_groups(model), count_flops(model, batch).by_stage()
     before = {group.name: group.width for group in groups}

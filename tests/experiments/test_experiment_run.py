@@ -22,6 +22,7 @@ from altermoma.recipe import DataRecipe, PruneRecipe, Recipe
 from altermoma.storage import read_json
 from altermoma.workflow import stage_times
 from altermoma.workflow.compress import prune_model
+from altermoma.workflow.given_tables import latency_line
 from altermoma.workflow.place import Workplace
 from altermoma.workflow.scoring import with_open_keys_filled
 
@@ -106,6 +107,7 @@ def test_prune_with_another_method_and_a_latency_budget(
     record = prune_model(place, tmp_path)
     assert record["method"] == "magnitude"
     assert record["got"] == pytest.approx(0.15, abs=0.05)
+    assert "measured on this machine's processor, " in latency_line(record["latency"])
     tables = read_json(tmp_path / "latency.json")
     assert set(tables) == {"camera", "view", "lidar", "fusion", "head"}
     assert all(table["shares"][-1] == 1.0 for table in tables.values())

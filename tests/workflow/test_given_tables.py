@@ -9,24 +9,29 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from altermoma.calib.settings import load_settings
 from altermoma.checkpoints.io import load_checkpoint, model_from_checkpoint
 from altermoma.cli.app import app
 from altermoma.deploy.bundle import Bundle
 from altermoma.deploy.stage_tables import MeasuredTables, Served, StageTimes, WidthSet, identity_of
 from altermoma.errors import AltermomaError, PruningError, RecipeError, StorageError
 from altermoma.experiments.cells import TIMED, Cell
+from altermoma.experiments.recipe import ExperimentRecipe
+from altermoma.experiments.workbench import Workbench
 from altermoma.pruning.flops import count_flops
 from altermoma.pruning.groups import fusion_groups
 from altermoma.recipe import DataRecipe, EngineRecipe, PruneRecipe, Recipe, TrainRecipe
 from altermoma.workflow import oneshot, width_bundles
+from altermoma.workflow.calibrate import frames_of
 from altermoma.workflow.compress import prune_model, reference_batch
 from altermoma.workflow.given_tables import check_tables, given_tables, latency_line, tables_inputs
 from altermoma.workflow.place import Workplace
 from altermoma.workflow.plan import prune_inputs
 from altermoma.workflow.scoring import with_open_keys_filled
 from altermoma.workflow.single import prune_to_file
-from altermoma.workflow.width_bundles import write_widths
+from altermoma.workflow.width_bundles import _with_few_frames, write_widths
 
 STAGES = ("camera", "view", "lidar", "fusion", "head")
 FP32 = EngineRecipe(precision="fp32")
@@ -117,6 +122,23 @@ def test_channels_go_where_the_other_machine_s_time_is(tiny_nuscenes: Path, tabl
     assert after["lidar"] > 0.9 * before["lidar"]
     assert record["latency"]["device"] == "Test GPU"
     assert "measured on Test GPU, TensorRT 10.3.0, fp32 for target generic" in latency_line(record["latency"])
+
+
+def test_an_experiment_counts_them_too(tiny_nuscenes: Path, tables: Path, tmp_path: Path) -> None:
+    prune = asked(tiny_nuscenes, tables, channel_step=16, lidar_channel_step=8).prune
+    recipe = ExperimentRecipe(
+        title="T", granularity="channels", amounts=(0.15,), data=DataRecipe(root=str(tiny_nuscenes)), prune=prune
+    )
+    bench = Workbench(recipe, tmp_path / "cells")
+    groups = fusion_groups(bench.dense)
+    pruned = bench.cut(bench.place.recipe.prune, {group.name: torch.rand(group.width) for group in groups})
+    assert pruned.removed["latency"]["device"] == "Test GPU"
+    assert pruned.removed["latency"]["ms_before"] == {s: 10.0 if s == "fusion" else 4.0 for s in STAGES}
+    assert pruned.removed["got"] == pytest.approx(0.15, abs=0.05)
+    assert not (tmp_path / "cells").exists(), "nothing was measured"
+    changed(tables, model="bevfusion-tiny-swin")
+    with pytest.raises(RecipeError, match="is of model bevfusion-tiny-swin"):
+        bench.cut(bench.place.recipe.prune, {})
 
 
 def test_equal_shares_count_as_one(tiny_nuscenes: Path, tables: Path) -> None:
@@ -229,6 +251,18 @@ def test_cells_without_tables_keep_their_keys(tables: Path, asked_for: tuple[str
     assert (given.key(GROUND) != cell.key(GROUND)) == counted
     # Of one round, scores are the same whatever is selected by them.
     assert (given.scoring_key(GROUND) != cell.scoring_key(GROUND)) == (counted and rounds > 1)
+
+
+def test_int8_is_calibrated_on_few_frames(tiny_nuscenes: Path, tmp_path: Path) -> None:
+    """The tiny data set has four to train with; the recipe of a vehicle's int8 wants 128."""
+    plain = Workplace(Recipe(data=DataRecipe(root=str(tiny_nuscenes)), engine=FP32))
+    assert _with_few_frames(plain, tmp_path / "frames.json") is plain
+    place = Workplace(dataclasses.replace(plain.recipe, engine=EngineRecipe(precision="int8")))
+    few = _with_few_frames(place, tmp_path / "frames.json")
+    manifest = frames_of(few, few.geometry, tmp_path, load_settings("nuscenes"))
+    assert set(manifest.tokens) == set(place.reader.tokens("mini_train"))
+    again = _with_few_frames(place, tmp_path / "frames.json")
+    assert frames_of(again, again.geometry, tmp_path, load_settings("nuscenes")) == manifest
 
 
 def test_folders_that_hold_something_else(tiny_nuscenes: Path, tmp_path: Path) -> None:
