@@ -232,6 +232,22 @@ def test_rows_keep_their_name_and_needless_reshapes_go() -> None:
         np.testing.assert_array_equal(found, np.negative(np.maximum(x, 0)).reshape(rows, 12))
 
 
+def test_paddings_by_nothing_go() -> None:
+    nodes = [
+        node("Pad", "x none", "a"),
+        node("Relu", "a", "b"),
+        node("Pad", "b one", "c"),
+        node("Neg", "c", "d"),
+        node("Pad", "d none", "out"),
+    ]
+    weights = {"none": np.zeros(4, np.int64), "one": np.asarray([0, 1, 0, 0], np.int64)}
+    model = graph(nodes, {"x": ("f", [3, 4])}, {"out": ("f", None)}, weights)
+    simple = simplify(model)
+    assert operators(simple) == ["Relu", "Pad", "Neg", "Pad"]  # an output keeps its name, and what makes it
+    x = random(3, 4)
+    np.testing.assert_array_equal(run(simple, {"x": x})[0], run(model, {"x": x})[0])
+
+
 def test_reshapes_that_mix_rows_stay() -> None:
     nodes = [node("Relu", "x", "a"), node("Reshape", "a wide", "out")]
     model = graph(nodes, {"x": ("f", ["N", 4])}, {"out": ("f", None)}, {"wide": np.asarray([-1, 8], np.int64)})

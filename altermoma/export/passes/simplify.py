@@ -28,13 +28,15 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Tracing flattens a table [M, K], gathers, and shapes the result back; the gather takes the table itself. Index
     casts from int32 to int64 go too: every runtime reads int32 tables. Reshapes say that rows stay rows. Numbers are
-    looked up by GatherElements: ONNX Runtime's Gather copies each as a block of its own, four times as slowly.
+    looked up by GatherElements: ONNX Runtime's Gather copies each as a block of its own, four times as slowly. Windows
+    that fit leave paddings by nothing, which runtimes take for layers of their own.
     """
     model = copy_model(model)
     _merge_reshapes(model)
     _look_up_numbers(model)
     _gather_by_table(model)
     _narrow_indices(model)
+    _drop_empty_pads(model)
     drop_dead(model)
     _keep_rows(model)
     _drop_same_shapes(model)
@@ -95,6 +97,15 @@ def _narrow_indices(model: onnx.ModelProto) -> None:
         cast = makers.get(node.input[1]) if node.op_type in ("Gather", "GatherElements") else None
         if cast is not None and cast.op_type == "Cast" and cast.input[0] in narrow:
             node.input[1] = cast.input[0]
+
+
+def _drop_empty_pads(model: onnx.ModelProto) -> None:
+    constants = initializers(model)
+    outputs = {item.name for item in model.graph.output}
+    for node in model.graph.node:
+        sizes = constants.get(node.input[1]) if node.op_type == "Pad" else None
+        if sizes is not None and not numpy_helper.to_array(sizes).any() and node.output[0] not in outputs:
+            redirect(model, node.output[0], node.input[0])
 
 
 def _keep_rows(model: onnx.ModelProto) -> None:
