@@ -11,14 +11,11 @@ Ends with 0 if everything passed, 1 if something failed or was not reached, 3 wh
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +25,8 @@ from altermoma.cli.console import run_app
 from altermoma.deploy.bundle import MANIFEST_FILE
 from altermoma.deploy.cuda_driver import GpuLostError
 from altermoma.deploy.gpu_bench import bench_key, bench_variants
-from altermoma.deploy.gpu_check import Variant, check_variant, forget, mark_ended
+from altermoma.deploy.gpu_check import Variant, check_variant, forget, mark_ended, reopen
+from altermoma.deploy.gpu_process import TOO_LONG, hold, run_and_leave, run_process
 from altermoma.deploy.manifest import Manifest, from_text
 from altermoma.deploy.telemetry import machine
 from altermoma.deploy.tensorrt_api import import_tensorrt
@@ -47,13 +45,8 @@ LOST = 75
 LEAST_S = 15.0
 """Nothing is begun with less time left."""
 
-TOO_LONG = "it was ended after"
-
 START_S = 20.0
 """About what the benchmark of a model takes before it measures."""
-
-LAZY = "CUDA_MODULE_LOADING"
-"""Kernels are loaded as they are used, as CUDA has it from 12.2 on; libraries of earlier versions load all at first."""
 
 Runner = Callable[[list[str], Path, float], str]
 """Runs this script with arguments, output to a file, for at most so many seconds; says how it ended, "" if well."""
@@ -124,26 +117,9 @@ def _manifest(bundle: Path) -> Manifest:
     return from_text(path.read_text(encoding="utf-8"), str(path))
 
 
-def run_here(arguments: list[str], log: Path, timeout: float) -> str:
-    """A process of its own; with everything that it started, it is ended when the time is over."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(Path(__file__).resolve()), *arguments]
-    environment = {LAZY: "LAZY", **os.environ}
-    with log.open("a") as stream:
-        process = subprocess.Popen(
-            command, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True, env=environment
-        )
-        try:
-            code = process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            return f"{TOO_LONG} {timeout:.0f} s"
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    if code < 0:
-        return f"its process crashed: {signal.Signals(-code).name}"
-    return f"its process ended with code {code}" if code else ""
+def run_here(arguments: list[str], log: Path, timeout: float, held: Sequence[int] = ()) -> str:
+    """This script once more, in a process of its own."""
+    return run_process([sys.executable, str(Path(__file__).resolve()), *arguments], log, timeout, held)
 
 
 def check_one(plan: Plan, variant: Variant, runner: Runner) -> None:
@@ -155,7 +131,12 @@ def check_one(plan: Plan, variant: Variant, runner: Runner) -> None:
         left, done = plan.left(reserve), _finished(variant)
         if left < LEAST_S:
             return
+        reopen(variant)
         how = runner([*_common(plan), "--check", variant.folder.name], log, min(left, plan.step_s))
+        if how and variant.through:
+            # A library that crashes as it is unloaded takes nothing back of what was found before.
+            _keep_ended(variant.file, how)
+            return
         if how and plan.left(reserve) < LEAST_S:
             # The time of the whole run is over: the step is done again next time.
             forget(variant, failures=False)
@@ -190,9 +171,16 @@ def bench_one(plan: Plan, model: str, runner: Runner) -> None:
         write_json(file, {"error": "not reached in the time given; run the same command again"})
         return
     how = runner([*_common(plan), "--bench", model], log, min(plan.left(), 60 + 4 * plan.bench_s))
-    if how:
+    if how and file.is_file() and read_json(file).get("key") == key:
+        _keep_ended(file, how)
+    elif how:
         tail = " ".join(log.read_text(errors="replace").split()[-80:]) if log.is_file() else ""
         write_json(file, {"error": f"{how}: {tail}"})
+
+
+def _keep_ended(file: Path, how: str) -> None:
+    say(f"{file.name}: everything was done, then {how}")
+    write_json(file, read_json(file) | {"ended": how})
 
 
 def _common(plan: Plan) -> list[str]:
@@ -276,13 +264,19 @@ def main(  # noqa: PLR0913 - one parameter per option
         record = bench_variants(variants[bench], seconds=bench_seconds, threads=threads)
         write_json(out / f"bench-{bench}.json", record)
         return
-    if retry:
-        for variant in plan.every:
-            forget(variant, failures=True)
-    faults = run_plan(plan, run_here)
+    out.mkdir(parents=True, exist_ok=True)
+    with hold([out, *(variant.bundle for variant in plan.every)]) as held:
+        faults = _check_here(plan, held, retry=retry)
     print((out / "result.md").read_text(encoding="utf-8"))
     raise typer.Exit(1 if faults else 0)
 
 
+def _check_here(plan: Plan, held: Sequence[int], *, retry: bool) -> list[str]:
+    if retry:
+        for variant in plan.every:
+            forget(variant, failures=True)
+    return run_plan(plan, partial(run_here, held=held))
+
+
 if __name__ == "__main__":
-    run_app(lambda: typer.run(main))
+    run_and_leave(lambda: run_app(lambda: typer.run(main)))

@@ -61,6 +61,11 @@ class Variant:
         """What is on file; empty if nothing is."""
         return cast(Record, read_json(self.file)) if self.file.is_file() else {}
 
+    @property
+    def through(self) -> bool:
+        """Whether every step has its outcome, by what is on file."""
+        return self.read().get("status") in {"passed", "failed"}
+
 
 class UnmetError(Exception):
     """A step that ran, and found that something is not as it must be; `found` is kept."""
@@ -126,6 +131,14 @@ def mark_ended(variant: Variant, how: str) -> bool:
     if started:
         write_json(variant.file, record)
     return bool(started)
+
+
+def reopen(variant: Variant) -> None:
+    """Takes back that a variant is through, which the next process is to say of this machine and these engines."""
+    record = variant.read()
+    if record:
+        told = {key: value for key, value in record.items() if key not in {"error", "ended"}}
+        write_json(variant.file, told | {"status": "unfinished"})
 
 
 def forget(variant: Variant, *, failures: bool) -> None:

@@ -28,6 +28,7 @@ def gpu_markdown(result: Record) -> str:
         _machine(result["machine"]),
         f"**{len(faults)} failures**" if faults else "**Everything passed.**",
         *([bullets(faults)] if faults else []),
+        *_endings(result),
         "## Engines",
         "GPU MiB: most that was in use on the whole GPU during the build. Milliseconds are of the engine alone, "
         "inputs and outputs on the device. Difference: largest over all outputs, "
@@ -59,6 +60,15 @@ def failures(result: Record) -> Iterator[str]:
     for model, record in result["benchmarks"].items():
         if "error" in record:
             yield f"benchmark of {model}: {_line(record['error'])}"
+
+
+def _endings(result: Record) -> list[str]:
+    """Processes that crashed when everything was on file: nothing is lost, but it is to be known."""
+    every = {**result["variants"], **{f"benchmark of {m}": record for m, record in result["benchmarks"].items()}}
+    told = [
+        f"{name}: everything was done, then {record['ended']}" for name, record in every.items() if "ended" in record
+    ]
+    return [bullets(told)] if told else []
 
 
 def table(lines: list[list[str]]) -> str:
