@@ -1,12 +1,13 @@
 """Everything that a GPU machine without network needs beside TensorRT, for its Python: gathered here, unpacked there.
 
     python scripts/gpu_wheels.py gather wheels --python 3.11            # where there is a package index
+    python scripts/gpu_wheels.py gather few --python 3.12 --only tomli-w    # for a Python that has the others
     python scripts/gpu_wheels.py unpack wheels site                     # on the GPU machine; needs nothing but Python
     PYTHONPATH=site:$PYTHONPATH python scripts/gpu_check.py ...
 
-`gather` builds this project's wheel and downloads those of its dependencies and of NVRTC, without numpy where the
-machine has its own (--without). `unpack` takes no pip, which stripped-down Pythons lack. Both need only Python itself
-(and `gather` pip and hatchling).
+`gather` builds this project's wheel and downloads those of its dependencies and of NVRTC, without those that the
+machine has (--without numpy, or altermoma where a checkout is), or none but those that are named (--only). `unpack`
+takes no pip, which stripped-down Pythons lack. Both need only Python itself (and `gather` pip, and hatchling to build).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent
 NVRTC = "nvidia-cuda-nvrtc-cu12"
+PROJECT = "altermoma"
 
 PLATFORMS = {
     "x86_64": ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64"),
@@ -63,13 +65,19 @@ def download_command(out: Path, version: str, machine: str, wanted: Sequence[str
 def gather(out: Path, version: str, machine: str, without: Sequence[str]) -> list[Path]:
     """Fills the folder; gives the wheels in it."""
     out.mkdir(parents=True, exist_ok=True)
-    build = f"from hatchling.build import build_wheel; build_wheel({str(out.resolve())!r})"
-    subprocess.run([sys.executable, "-c", build], cwd=REPO, check=True, stdout=subprocess.DEVNULL)
-    subprocess.run(download_command(out, version, machine, [*requirements(version), NVRTC]), check=True)
+    if PROJECT not in without:
+        _build(out)
+    wanted = [text for text in (*requirements(version), NVRTC) if re.split("[<>=]", text)[0] not in without]
+    subprocess.run(download_command(out, version, machine, wanted), check=True)
     for wheel in sorted(out.glob("*.whl")):
         if _project(wheel) in without:
             wheel.unlink()
     return sorted(out.glob("*.whl"))
+
+
+def _build(out: Path) -> None:
+    build = f"from hatchling.build import build_wheel; build_wheel({str(out.resolve())!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=REPO, check=True, stdout=subprocess.DEVNULL)
 
 
 def unpack(wheels: Path, site: Path) -> list[Path]:
@@ -87,6 +95,13 @@ def unpack(wheels: Path, site: Path) -> list[Path]:
     return found
 
 
+def gather_only(out: Path, version: str, machine: str, only: Sequence[str]) -> list[Path]:
+    """Downloads the named wheels, and nothing that they depend on."""
+    out.mkdir(parents=True, exist_ok=True)
+    subprocess.run([*download_command(out, version, machine, only), "--no-deps"], check=True)
+    return sorted(out.glob("*.whl"))
+
+
 def _project(wheel: Path) -> str:
     return wheel.name.partition("-")[0].lower().replace("_", "-")
 
@@ -100,8 +115,11 @@ def main() -> None:
     parser.add_argument("--python", default="3.11", help="of gather: version on the GPU machine")
     parser.add_argument("--machine", default="x86_64", choices=sorted(PLATFORMS), help="of gather")
     parser.add_argument("--without", action="append", default=[], help="of gather: a project that is there; repeatable")
+    parser.add_argument("--only", action="append", default=[], help="of gather: this project alone; repeatable")
     given = parser.parse_args()
-    if given.what == "gather":
+    if given.what == "gather" and given.only:
+        found = gather_only(given.wheels, given.python, given.machine, given.only)
+    elif given.what == "gather":
         found = gather(given.wheels, given.python, given.machine, given.without)
     elif given.site is None:
         parser.error("unpack needs a folder to unpack into")

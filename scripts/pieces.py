@@ -1,9 +1,11 @@
 """Splits a folder into numbered pieces of a limited size, and joins them again, every byte checked; needs nothing.
 
-    python scripts/pieces.py split runs/gpu_bundles pieces --mib 60
+    python scripts/pieces.py split runs/gpu_bundles pieces --mib 52
+    python scripts/pieces.py take carried pieces                    # where they arrive a few at a time
     python scripts/pieces.py join pieces runs/gpu_bundles
 
-The pieces are a tar archive cut up; index.json lists their SHA-256. Nothing is left behind by a join that fails.
+The pieces are a tar archive cut up; index.json lists their SHA-256. `take` keeps those that lie in a folder whose
+content is replaced by the next ones, and tells which are still to come. Nothing is left behind by a join that fails.
 """
 
 from __future__ import annotations
@@ -83,6 +85,25 @@ def split(folder: Path, pieces: Path, mib: int) -> list[dict[str, str | int]]:
     return splitter.pieces
 
 
+def take(carried: Path, kept: Path) -> list[str]:
+    """Keeps the pieces of a folder and their index; gives the names of those that are still to come.
+
+    A piece is taken only whole, and only if the index, here or there, knows it.
+    """
+    index = next((json.loads((at / INDEX).read_text()) for at in (carried, kept) if (at / INDEX).is_file()), None)
+    if index is None:
+        sys.exit(f"error: no {INDEX} in {carried}; carry it with every piece")
+    known, here = {piece["name"]: piece for piece in index}, sorted(carried.glob("piece.*"))
+    wrong = [path.name for path in here if path.name not in known or not _whole(path, known[path.name])]
+    if wrong:
+        sys.exit(f"error: altered, or of another index: {', '.join(wrong)}; carry them again")
+    kept.mkdir(parents=True, exist_ok=True)
+    (kept / INDEX).write_text(json.dumps(index, indent=1) + "\n")
+    for path in here:
+        shutil.copy(path, kept / path.name)
+    return [name for name, piece in known.items() if not _whole(kept / name, piece)]
+
+
 def join(pieces: Path, folder: Path) -> None:
     """Makes the folder, which must not exist, from pieces that are all there and whole."""
     if folder.exists():
@@ -111,14 +132,17 @@ def _whole(path: Path, piece: dict[str, str | int]) -> bool:
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("what", choices=["split", "join"])
+    parser.add_argument("what", choices=["split", "take", "join"])
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
-    parser.add_argument("--mib", type=int, default=60, help="largest piece")
+    parser.add_argument("--mib", type=int, default=52, help="largest piece")
     given = parser.parse_args()
     if given.what == "split":
         made = split(given.source, given.target, given.mib)
         print(f"{len(made)} pieces, {sum(int(piece['size']) for piece in made) / 2**20:.1f} MiB in {given.target}")
+    elif given.what == "take":
+        lacking = take(given.source, given.target)
+        print(f"still to come: {', '.join(lacking)}" if lacking else f"every piece is in {given.target}")
     else:
         join(given.source, given.target)
         print(given.target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,3 +52,25 @@ def test_missing_and_altered_pieces_are_named(cut: Path, tmp_path: Path) -> None
     assert "missing or altered: piece.000, piece.002" in done.stderr
     assert not (tmp_path / "again").exists()
     assert "not empty" in pieces("split", tmp_path / "folder", cut).stderr
+
+
+def test_pieces_that_arrive_one_at_a_time_in_any_order(cut: Path, tmp_path: Path) -> None:
+    """Each comes in a folder that the next one replaces; what is altered on the way is not kept."""
+    kept, told = tmp_path / "kept", []
+    for name in ("piece.002", "piece.000", "piece.001"):
+        carried = tmp_path / f"carried-{name}"
+        carried.mkdir()
+        shutil.copy(cut / "index.json", carried)
+        (carried / name).write_bytes((cut / name).read_bytes()[:-1])
+        done = pieces("take", carried, kept)
+        assert done.returncode == 1
+        assert f"altered, or of another index: {name}" in done.stderr
+        shutil.copy(cut / name, carried)
+        done = pieces("take", carried, kept)
+        assert done.returncode == 0, done.stderr
+        told.append(done.stdout.strip())
+    lacking = "still to come: piece.000, piece.001"
+    assert told == [lacking, "still to come: piece.001", f"every piece is in {kept}"]
+    assert pieces("join", kept, tmp_path / "again").returncode == 0
+    assert (tmp_path / "again" / "below" / "large").read_bytes() == (tmp_path / "folder/below/large").read_bytes()
+    assert "no index.json" in pieces("take", tmp_path / "folder", tmp_path / "new").stderr
