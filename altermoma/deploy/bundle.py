@@ -52,7 +52,7 @@ class StageGraph:
 
     Attributes:
         axes: range of each dynamic axis that the specs name.
-        numbers: as in `StageRecord`.
+        numbers, noise, rounding: as in `StageRecord`.
     """
 
     onnx: bytes
@@ -60,6 +60,8 @@ class StageGraph:
     outputs: tuple[TensorSpec, ...]
     axes: dict[str, AxisRange] = field(default_factory=dict)
     numbers: str = ""
+    noise: dict[str, dict[str, float]] = field(default_factory=dict)
+    rounding: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,6 +257,8 @@ def _record(precision: str, name: str, graph: StageGraph) -> StageRecord:
         outputs=graph.outputs,
         axes=graph.axes,
         numbers=graph.numbers,
+        noise=graph.noise,
+        rounding=graph.rounding,
     )
     used = {d for spec in (*graph.inputs, *graph.outputs) for d in spec.shape if isinstance(d, str)}
     unbounded = sorted(used - set(graph.axes))

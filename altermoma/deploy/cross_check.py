@@ -3,7 +3,8 @@
 polygraphy's Comparator judges where polygraphy is installed; elsewhere (a vehicle) the same rule is applied here: no
 element farther off than the tolerance times the output's largest magnitude, and neither NaN nor infinity. The head's
 proposals are brought into one order first, as near ties may change places. Both are told by `judge`. int8 is held to
-noise over signal, by the rule of `self_check` alone.
+the measures of `noise`, and against ONNX Runtime's run of the engine's own graph (`same_graphs`), not of the one that
+ONNX Runtime has in its place: that one rounds elsewhere.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from altermoma.deploy.bundle import Bundle
+from altermoma.deploy.manifest import StageRecord
+from altermoma.deploy.noise import limits, stage_noise, worst
 from altermoma.deploy.reference import Reference
-from altermoma.deploy.self_check import align_proposals, reference_inputs, relative_noise
+from altermoma.deploy.self_check import align_proposals, reference_inputs, told_of
 from altermoma.deploy.stage_io import Arrays, StageRunner
 from altermoma.errors import EngineError
 
@@ -30,9 +34,10 @@ class CrossCheck:
     """One output of one stage on two runtimes.
 
     Attributes:
-        difference: largest absolute difference over the largest magnitude on ONNX Runtime; of int8 the root of the
-            difference's power over that of ONNX Runtime's output.
+        difference: largest absolute difference over the largest magnitude on ONNX Runtime; of int8 the `measure` that
+            comes nearest to its limit (`deploy.noise`).
         judge: who said whether it passed.
+        measure: what `difference` is.
     """
 
     precision: str
@@ -42,6 +47,7 @@ class CrossCheck:
     allowed: float
     passed: bool
     judge: Judge
+    measure: str = "difference"
 
 
 def cross_check(
@@ -56,9 +62,10 @@ def cross_check(
     Args:
         precision: of both; decides what is measured.
         engines: stages under test.
-        others: the same on ONNX Runtime.
+        others: the same on ONNX Runtime (`same_graphs`).
         reference: gives every stage's inputs.
-        allowed: tolerance of `CrossCheck.difference`.
+        allowed: tolerance of `CrossCheck.difference`; of int8 the bound of the noise, below which an engine is held to
+            what other roundings of its graph were measured to do.
 
     Raises:
         EngineError: a stage does not run.
@@ -69,9 +76,24 @@ def cross_check(
             continue
         fed = reference_inputs(engines[name].record, reference)
         got, want = engines[name].run(fed), others[name].run(fed)
+        if precision == "int8":
+            found += _by_noise(engines[name].record, got, want, allowed)
+            continue
         pairs = align_proposals(_floats(want), got, allowed)
         found += _judged(precision, name, pairs, allowed)
     return found
+
+
+def same_graphs(bundle: Bundle, precision: str, *, threads: int = 1) -> dict[str, StageRunner]:
+    """ONNX Runtime on the graphs that engines are built from.
+
+    Raises:
+        BundleError: the bundle lacks the precision, or a graph does not load in ONNX Runtime.
+    """
+    from altermoma.deploy.onnxruntime_backend import OnnxRuntimeStage
+
+    stages = bundle.stages(precision)
+    return {name: OnnxRuntimeStage(bundle.graph(record), record, threads=threads) for name, record in stages.items()}
 
 
 def require_agreement(checks: list[CrossCheck]) -> None:
@@ -81,7 +103,7 @@ def require_agreement(checks: list[CrossCheck]) -> None:
     """
     faults = [
         f"{c.precision} {c.stage}.{c.tensor}: "
-        + (f"off by {c.difference:.2e}, allowed {c.allowed:.0e}" if np.isfinite(c.difference) else "NaN or infinity")
+        + (told_of(c.measure, c.difference, c.allowed) if np.isfinite(c.difference) else "NaN or infinity")
         for c in checks
         if not c.passed
     ]
@@ -93,20 +115,34 @@ def require_agreement(checks: list[CrossCheck]) -> None:
         )
 
 
+def _by_noise(record: StageRecord, got: Arrays, want: Arrays, allowed: float) -> list[CrossCheck]:
+    checks = []
+    for name, measured in stage_noise(want, {name: got[name] for name in want}).items():
+        measure, off, limit = worst(measured, limits(record.rounding.get(name, {}), allowed))
+        checks.append(
+            CrossCheck(
+                precision="int8",
+                stage=record.name,
+                tensor=name,
+                difference=off,
+                allowed=limit,
+                passed=off <= limit,
+                judge="altermoma",
+                measure=measure,
+            )
+        )
+    return checks
+
+
 def _floats(outputs: Arrays) -> Arrays:
     return {name: array.astype(np.float32) if array.dtype == np.float16 else array for name, array in outputs.items()}
 
 
 def _judged(precision: str, stage: str, pairs: Pairs, allowed: float) -> list[CrossCheck]:
-    judge: Judge = "altermoma"
-    if precision == "int8":
-        off = {name: _noise(got, want) for name, (got, want) in pairs.items()}
-        passed = {name: noise <= allowed for name, noise in off.items()}
-    else:
-        limits = {name: allowed * max(float(np.abs(want).max(initial=0.0)), 1e-12) for name, (_, want) in pairs.items()}
-        judge = "polygraphy" if importlib.util.find_spec("polygraphy") is not None else "altermoma"
-        off = {name: _difference(got, want) for name, (got, want) in pairs.items()}
-        passed = by_polygraphy(pairs, limits) if judge == "polygraphy" else by_hand(pairs, limits)
+    bounds = {name: allowed * max(float(np.abs(want).max(initial=0.0)), 1e-12) for name, (_, want) in pairs.items()}
+    judge: Judge = "polygraphy" if importlib.util.find_spec("polygraphy") is not None else "altermoma"
+    off = {name: _difference(got, want) for name, (got, want) in pairs.items()}
+    passed = by_polygraphy(pairs, bounds) if judge == "polygraphy" else by_hand(pairs, bounds)
     return [
         CrossCheck(
             precision=precision,
@@ -125,10 +161,6 @@ def _difference(got: NDArray[np.float64], want: NDArray[np.float64]) -> float:
     if not np.isfinite(got).all():
         return float("inf")
     return float(np.abs(got - want).max(initial=0.0)) / max(float(np.abs(want).max(initial=0.0)), 1e-12)
-
-
-def _noise(got: NDArray[np.float64], want: NDArray[np.float64]) -> float:
-    return relative_noise(got, want) if np.isfinite(got).all() else float("inf")
 
 
 def by_hand(pairs: Pairs, limits: Mapping[str, float]) -> dict[str, bool]:

@@ -55,6 +55,9 @@ class StageRecord:
     Attributes:
         numbers: what its quantisers round to, "int8" or "fp8"; empty where it has none, or comes from a writer that did
             not tell.
+        noise: of an int8 graph, by output and measure (`deploy.noise`), how far it is from the reference.
+        rounding: the same between two runs of it whose inputs differ by the rounding of fp16: what an engine and ONNX
+            Runtime may differ by on one graph.
     """
 
     name: str
@@ -63,6 +66,8 @@ class StageRecord:
     outputs: tuple[TensorSpec, ...]
     axes: dict[str, AxisRange] = field(default_factory=dict)
     numbers: str = ""
+    noise: dict[str, dict[str, float]] = field(default_factory=dict)
+    rounding: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def sizes(self, spec: TensorSpec, which: Literal["min", "opt", "max"]) -> tuple[int, ...]:
         """Shape of one tensor with every dynamic axis at its smallest, tuned or largest size.
@@ -139,7 +144,8 @@ class Manifest:
         recipe, metrics, target: as the run that made the bundle recorded them.
         widths: channels per prunable layer, dense and kept.
         versions: library versions of that run.
-        tolerances: per precision, the largest allowed difference to the reference over its largest magnitude.
+        tolerances: per precision, the largest allowed difference to the reference over its largest magnitude; of int8
+            the bound of the noise over the signal, below which each stage is held to what it was measured to have.
         stages: precision -> stage name -> record.
         files: every file but the manifest and what lies under `engines/`.
         sparsity: of every product of the graphs, whether its weights are 2:4 and why not (altermoma.export.sparsity).
@@ -259,6 +265,8 @@ def _stage(record: dict[str, Any]) -> StageRecord:
         outputs=tuple(_tensor(r) for r in record["outputs"]),
         axes={name: AxisRange(**r) for name, r in record["axes"].items()},
         numbers=record.get("numbers", ""),
+        noise=record.get("noise", {}),
+        rounding=record.get("rounding", {}),
     )
 
 

@@ -54,6 +54,10 @@ class Unordered:
     score: str
 
 
+HEAD = Unordered(labels="query_labels", position="center", score="query_scores")
+"""How the head's outputs are called in every stage contract."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pairing:
     """Proposals of an expected and an actual list that are the same.

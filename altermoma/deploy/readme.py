@@ -8,6 +8,15 @@ from altermoma.deploy.tensorrt_api import OLDEST
 from altermoma.deploy.tensorrt_config import built_for
 from altermoma.deploy.vendor_commands import FEED_FILE, MAJORS, SHARING, StageCommands
 
+_INT8 = (
+    "",
+    "No verdict of polygraphy on the numbers here: it bounds the largest difference, and of a million rounded numbers",
+    "some are always far off, in engines that are right. These commands tell whether a stage runs and whether all that",
+    "it gives is finite (`--validate`), and no more. Whether an engine computes the right numbers, `altermoma build`",
+    "tells: by noise over signal and gain of every output, held to what was measured of this very graph at the export.",
+)
+"""Stands before the int8 stages."""
+
 
 def bundle_readme(manifest: Manifest, reference: Reference) -> str:
     """Markdown with exact commands per precision, stage and TensorRT version, to be run inside the bundle folder."""
@@ -38,7 +47,7 @@ def bundle_readme(manifest: Manifest, reference: Reference) -> str:
         "which were checked against this bundle, and no others.",
     ]
     for precision, stages in manifest.stages.items():
-        lines += ["", f"## {precision}"]
+        lines += ["", f"## {precision}", *(_INT8 if precision == "int8" else ())]
         for record in stages.values():
             commands = commands_of(manifest, reference, precision, record)
             lines += ["", f"### {record.name}", "", *_tensors(record), "", f"    {commands.polygraphy()}"]

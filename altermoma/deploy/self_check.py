@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from altermoma.deploy.bundle import Bundle
 from altermoma.deploy.manifest import BUILD_COMMAND, STAGES, StageRecord
-from altermoma.deploy.matching import MATCH_RADIUS_M, Unordered, match_boxes, only_ties_lost, pair_proposals
+from altermoma.deploy.matching import HEAD, MATCH_RADIUS_M, match_boxes, only_ties_lost, pair_proposals
+from altermoma.deploy.noise import limits, stage_noise, worst
 from altermoma.deploy.pipeline import Backend, Pipeline, open_stages
 from altermoma.deploy.reference import Reference
 from altermoma.deploy.stage_io import Arrays, StageRunner
@@ -18,9 +19,6 @@ from altermoma.errors import BundleError, EngineError
 
 SCORE_FLOOR = 0.1
 """Reference boxes below are not held against the bundle: near the noise their order means nothing."""
-
-HEAD = Unordered(labels="query_labels", position="center", score="query_scores")
-"""How the head's outputs are called in every stage contract."""
 
 Pair = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -30,10 +28,11 @@ class TensorCheck:
     """One output of one stage, fed with the reference's own inputs.
 
     Attributes:
-        difference: largest absolute difference over the reference's largest magnitude; of int8 the root of the
-            difference's power over the reference's.
-        mean: mean absolute difference over the same.
+        difference: largest absolute difference over the reference's largest magnitude; of int8 the `measure` that
+            comes nearest to its limit (`deploy.noise`).
+        mean: mean absolute difference over the reference's largest magnitude.
         finite: whether the output holds neither NaN nor infinity; if not, `difference` is infinite.
+        measure: what `difference` is.
     """
 
     precision: str
@@ -43,6 +42,7 @@ class TensorCheck:
     mean: float
     allowed: float
     finite: bool = True
+    measure: str = "difference"
 
     @property
     def passed(self) -> bool:
@@ -52,7 +52,7 @@ class TensorCheck:
         told = f"{self.precision} {self.stage}.{self.tensor}"
         if not self.finite:
             return f"{told} holds NaN or infinity"
-        return f"{told}: off by {self.difference:.2e}, allowed {self.allowed:.0e}"
+        return f"{told}: {told_of(self.measure, self.difference, self.allowed)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +142,12 @@ def _to_check(bundle: Bundle, backend: Backend) -> tuple[str, ...]:
 def check_stage(precision: str, runner: StageRunner, reference: Reference, allowed: float) -> list[TensorCheck]:
     """Every output of one stage, fed with the reference's own inputs.
 
+    Args:
+        precision: of the stage.
+        runner: runs it; its record tells how far an int8 stage was off at the export.
+        reference: inputs and outputs.
+        allowed: tolerance in the manifest: of the difference, or of an int8 stage the bound of its noise.
+
     Raises:
         BundleError: the reference lacks one of them.
         EngineError: the stage does not run.
@@ -152,33 +158,34 @@ def check_stage(precision: str, runner: StageRunner, reference: Reference, allow
     if missing:
         raise BundleError(f"the reference holds no {', '.join(missing)} of stage {record.name}", remedy="export again")
     wanted = {spec.name: reference.tensors[spec.name] for spec in record.outputs}
+    measured = stage_noise(wanted, outputs) if precision == "int8" else {}
     checks = []
     for name, (got, want) in align_proposals(wanted, outputs, allowed).items():
-        scale = max(float(np.abs(want).max(initial=0.0)), 1e-12)
-        off = np.abs(got - want) / scale
-        largest = relative_noise(got, want) if precision == "int8" else float(off.max(initial=0.0))
+        off = np.abs(got - want) / max(float(np.abs(want).max(initial=0.0)), 1e-12)
+        measure, found, limit = "difference", float(off.max(initial=0.0)), allowed
+        if measured:
+            measure, found, limit = worst(measured[name], limits(record.noise.get(name, {}), allowed))
         finite = bool(np.isfinite(got).all())
         checks.append(
             TensorCheck(
                 precision=precision,
                 stage=record.name,
                 tensor=name,
-                difference=largest if finite else float("inf"),
+                difference=found if finite else float("inf"),
                 mean=float(off.mean()) if off.size else 0.0,
-                allowed=allowed,
+                allowed=limit,
                 finite=finite,
+                measure=measure,
             )
         )
     return checks
 
 
-def relative_noise(got: NDArray[np.float64], want: NDArray[np.float64]) -> float:
-    """Root of the power of the difference over that of what was wanted.
-
-    What int8 is held to: of many rounded numbers one may always be far off (the peak of a softmax that moves on).
-    """
-    power = float((want**2).sum())
-    return float(np.sqrt(((got - want) ** 2).sum() / max(power, 1e-24))) if got.size else 0.0
+def told_of(measure: str, value: float, allowed: float) -> str:
+    """What a check found, for people."""
+    if measure == "difference":
+        return f"off by {value:.2e}, allowed {allowed:.0e}"
+    return f"{measure} {value:.2e}, allowed {allowed:.1e}"
 
 
 def reference_inputs(record: StageRecord, reference: Reference) -> Arrays:

@@ -81,7 +81,8 @@ def engine_key(onnx_sha256: str, stage: StageRecord, options: BuildOptions, *, t
     return content_key(
         {
             "onnx": onnx_sha256,
-            "contract": dataclasses.asdict(stage),
+            # What was measured of a graph does not change its engine.
+            "contract": {k: v for k, v in dataclasses.asdict(stage).items() if k not in {"noise", "rounding"}},
             "options": dataclasses.asdict(options),
             "tensorrt": tensorrt,
             "device": device,

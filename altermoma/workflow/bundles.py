@@ -11,10 +11,10 @@ from typing import Any
 
 from altermoma.deploy.benchmark import Variant, pipeline_variant, run_benchmark
 from altermoma.deploy.bundle import Bundle
-from altermoma.deploy.cross_check import cross_check, require_agreement
+from altermoma.deploy.cross_check import cross_check, require_agreement, same_graphs
 from altermoma.deploy.engine_report import engine_table, require_sparse
 from altermoma.deploy.pipeline import Backend, Pipeline, Preparation, open_stages
-from altermoma.deploy.self_check import check_bundle
+from altermoma.deploy.self_check import check_bundle, told_of
 from altermoma.deploy.telemetry import machine, sampled
 from altermoma.deploy.tensorrt_config import options_of
 from altermoma.deploy.tensorrt_engines import engines_here
@@ -170,11 +170,15 @@ def _against_onnxruntime(bundle: Bundle, precision: str) -> str:
     """
     if importlib.util.find_spec("onnxruntime") is None:
         return f"{precision}: onnxruntime is not installed here; engines were held against the bundle's reference alone"
-    here, there = (open_stages(bundle, backend, precision, threads=1) for backend in ("tensorrt", "onnxruntime"))
+    if any(record.numbers == "fp8" for record in bundle.stages(precision).values()):
+        return (
+            f"{precision}: ONNX Runtime has no kernels for fp8; engines were held against the bundle's reference alone"
+        )
+    here, there = open_stages(bundle, "tensorrt", precision), same_graphs(bundle, precision)
     checks = cross_check(precision, here, there, bundle.reference(), bundle.manifest.tolerances[precision])
     require_agreement(checks)
     worst = max(checks, key=lambda check: check.difference / check.allowed)
     return (
         f"{precision}: engines agree with the reference frame and, by {worst.judge}, with ONNX Runtime; the worst"
-        f" output is {worst.stage}.{worst.tensor}, off by {worst.difference:.1e} of {worst.allowed:.0e} allowed"
+        f" output is {worst.stage}.{worst.tensor}: {told_of(worst.measure, worst.difference, worst.allowed)}"
     )

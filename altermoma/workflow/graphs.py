@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -75,9 +76,9 @@ def export_bundle(
         recipe=recipe.to_dict(),
         geometry=geometry,
         class_names=CLASS_NAMES,
-        graphs={precision: _graphs(result) for precision, result in results.items()},
+        graphs={p: _for_tensorrt(int8) if p == "int8" and int8 else _graphs(r) for p, r in results.items()},
         reference=_reference(frame, results[precisions[0]], geometry),
-        onnxruntime={} if int8 is None else {"int8": stage_graphs(int8.onnxruntime, int8.records)},
+        onnxruntime={} if int8 is None else {"int8": _for_onnxruntime(int8)},
         notes=notes,
         tolerances=_tolerances(recipe.export),
         widths=widths,
@@ -157,6 +158,19 @@ def _reference(frame: Frame, result: ExportResult, geometry: Geometry) -> Refere
 
 def _graphs(result: ExportResult) -> dict[str, StageGraph]:
     return stage_graphs(result.stages, result.records)
+
+
+def _for_tensorrt(int8: Int8Export) -> dict[str, StageGraph]:
+    noise, rounding = int8.noise["tensorrt"], int8.rounding
+    return {
+        name: dataclasses.replace(graph, noise=noise[name], rounding=rounding[name])
+        for name, graph in _graphs(int8.tensorrt).items()
+    }
+
+
+def _for_onnxruntime(int8: Int8Export) -> dict[str, StageGraph]:
+    graphs = stage_graphs(int8.onnxruntime, int8.records)
+    return {name: dataclasses.replace(g, noise=int8.noise["onnxruntime"][name]) for name, g in graphs.items()}
 
 
 def stage_graphs(stages: dict[str, onnx.ModelProto], records: dict[str, dict[str, Any]]) -> dict[str, StageGraph]:

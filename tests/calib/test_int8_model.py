@@ -9,10 +9,11 @@ import numpy as np
 import onnx
 import pytest
 from export_frames import exported, random_frame
+from onnx import numpy_helper
 from polygraphy.backend.onnx import OnnxFromBytes
 from polygraphy.backend.onnxrt import SessionFromOnnx
 
-from altermoma.calib.export_int8 import Int8Export, decibels, export_int8
+from altermoma.calib.export_int8 import Int8Export, decibels, export_int8, noise_of
 from altermoma.calib.insert import ONNX_RUNTIME
 from altermoma.calib.int8 import StagePlan, all_groups, plan_stages, quantised, watch
 from altermoma.calib.mixed import int8_nodes
@@ -21,10 +22,13 @@ from altermoma.calib.ranges import Ranges, find_ranges, graph_key
 from altermoma.calib.scales import rounded_weight, weight_scales
 from altermoma.calib.settings import CalibrationSettings
 from altermoma.calib.statistics import TensorStatistics
+from altermoma.deploy.noise import limits, worst
 from altermoma.errors import DataError, ExportError
 from altermoma.export.contract import load_contract
 from altermoma.export.export_model import ExportResult
+from altermoma.export.graph import copy_model
 from altermoma.export.lint import lint
+from altermoma.export.passes.emulate_half import emulate_half
 from altermoma.workflow.graphs import stage_graphs
 
 PRESET = "bevfusion-tiny"
@@ -158,6 +162,48 @@ def test_a_graph_that_was_not_calibrated_is_an_error(int8: Int8Export) -> None:
     ranges = Ranges(model=PRESET, graphs={}, manifest="m", frames=1, settings={}, tensors={})
     with pytest.raises(ExportError, match="no range for"):
         export_int8(exported("fp32"), plans(), load_contract(PRESET), ranges, frozenset(all_groups(plans())), 0.5)
+
+
+def test_what_the_checks_hold_a_stage_to_is_the_noise_that_was_measured(int8: Int8Export) -> None:
+    """Noise is what decibels tell, and other roundings move a graph less than it is off from torch."""
+    for runtime, stages in int8.noise.items():
+        for stage, tensors in stages.items():
+            assert set(tensors) == {spec["name"] for spec in int8.records[stage]["outputs"]}
+            for tensor, db in int8.signal_db[runtime].get(stage, {}).items():
+                assert tensors[tensor]["noise"] == pytest.approx(10 ** (-db / 20), rel=1e-6)
+    assert set(int8.rounding) == set(int8.tensorrt.stages)
+    assert 0 < int8.rounding["fusion"]["bev"]["noise"] < int8.noise["tensorrt"]["fusion"]["bev"]["noise"]
+
+
+def test_one_channels_scale_in_the_last_weights_that_is_wrong_by_two_is_found(int8: Int8Export) -> None:
+    graph = copy_model(int8.tensorrt.stages["fusion"])
+    scales = {item.name: item for item in graph.graph.initializer}
+    makers = {name: node for node in graph.graph.node for name in node.output}
+    products = [node for node in graph.graph.node if node.op_type == "Conv" and node.input[1] in makers]
+    wrong = scales[makers[products[-1].input[1]].input[1]]
+    factors = numpy_helper.to_array(wrong).copy()
+    factors.reshape(-1)[0] *= 2
+    wrong.CopyFrom(numpy_helper.from_array(factors, wrong.name))
+    fp32 = exported("fp32")
+    held = limits(int8.noise["tensorrt"]["fusion"]["bev"], 0.7)
+    for model, broken in ((int8.tensorrt.stages["fusion"], False), (graph, True)):
+        measured = noise_of({"fusion": emulate_half(model)}, fp32)["fusion"]["bev"]
+        _, found, allowed = worst(measured, held)
+        assert (found > allowed) == broken
+        assert measured["noise"] < 0.7
+
+
+def test_a_stage_of_half_the_size_has_noise_though_its_direction_is_right() -> None:
+    """A cosine, which the export went by once, tells nothing of it."""
+    graph = copy_model(exported("fp32").stages["fusion"])
+    (output,) = graph.graph.output
+    last = next(node for node in graph.graph.node if output.name in node.output)
+    last.output[list(last.output).index(output.name)] = "whole"
+    graph.graph.initializer.append(numpy_helper.from_array(np.float32(0.5), "half"))
+    graph.graph.node.append(onnx.helper.make_node("Mul", ["whole", "half"], [output.name], name="halve"))
+    found = noise_of({"fusion": graph}, exported("fp32"))["fusion"]["bev"]
+    assert found["noise"] == pytest.approx(0.5, rel=1e-3)
+    assert found["gain"] == pytest.approx(0.5, rel=1e-3)
 
 
 def test_decibels_are_those_of_a_known_noise() -> None:
