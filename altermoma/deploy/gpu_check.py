@@ -24,7 +24,7 @@ from altermoma.deploy.cuda_driver import GpuLostError
 from altermoma.deploy.gpu_frames import PREPARED, check_kernels, frames_on_device
 from altermoma.deploy.manifest import STAGES, StageRecord
 from altermoma.deploy.pipeline import Pipeline, Preparation, open_stages
-from altermoma.deploy.self_check import check_frame, check_stage, reference_inputs
+from altermoma.deploy.self_check import check_frame, check_stage, reference_inputs, told_of
 from altermoma.deploy.stage_io import StageRunner
 from altermoma.deploy.telemetry import sampled
 from altermoma.deploy.tensorrt_api import import_tensorrt
@@ -282,8 +282,8 @@ def _parity(bundle: Bundle, runner: StageRunner, precision: str) -> Record:
 def _held(found: Record) -> Record:
     beyond = [c for c in found["parity"] if c["difference"] > c["allowed"]]
     if beyond:
-        told = ", ".join(f"{c['stage']}.{c['tensor']} by {c['difference']:.1e}" for c in beyond)
-        raise UnmetError(f"beyond the tolerance of {beyond[0]['allowed']:.0e}: {told}", found)
+        told = (f"{c['stage']}.{c['tensor']} {told_of(c['measure'], c['difference'], c['allowed'])}" for c in beyond)
+        raise UnmetError(f"beyond the tolerance: {', '.join(told)}", found)
     return found
 
 

@@ -155,7 +155,8 @@ class ExportRecipe:
     """Tolerances are the largest absolute difference to torch over the largest torch magnitude of that output.
 
     `..._tolerance` bounds each stage fed with torch's inputs, `..._frame_tolerance` the stages in a chain, where
-    differences add up. `int8_tolerance` bounds the noise of each stage over its signal (roots of their powers) instead;
+    differences add up. `int8_tolerance` bounds the noise of each stage over its signal (roots of their powers) instead:
+    more ends the export, and what was measured below it is what engines are held to (altermoma.deploy.noise);
     what int8 costs is judged in mAP ([parity] and [calibration]).
     """
 
