@@ -70,15 +70,19 @@ def export_bundle(
     if "int8" in precisions:
         int8, notes = int8_of(place, results["fp32"], geometry, folder.parent / "calibration")
         results["int8"] = int8.tensorrt
+    graphs: dict[str, dict[str, StageGraph]] = {precision: _graphs(result) for precision, result in results.items()}
+    variants: dict[str, dict[str, StageGraph]] = {}
+    if int8 is not None:
+        graphs["int8"], variants["int8"] = int8_graphs(int8)
     report = _sparsity(recipe, results)
     content = BundleContent(
         name=recipe.name,
         recipe=recipe.to_dict(),
         geometry=geometry,
         class_names=CLASS_NAMES,
-        graphs={p: _for_tensorrt(int8) if p == "int8" and int8 else _graphs(r) for p, r in results.items()},
+        graphs=graphs,
         reference=_reference(frame, results[precisions[0]], geometry),
-        onnxruntime={} if int8 is None else {"int8": _for_onnxruntime(int8)},
+        onnxruntime=variants,
         notes=notes,
         tolerances=_tolerances(recipe.export),
         widths=widths,
@@ -160,17 +164,14 @@ def _graphs(result: ExportResult) -> dict[str, StageGraph]:
     return stage_graphs(result.stages, result.records)
 
 
-def _for_tensorrt(int8: Int8Export) -> dict[str, StageGraph]:
-    noise, rounding = int8.noise["tensorrt"], int8.rounding
-    return {
-        name: dataclasses.replace(graph, noise=noise[name], rounding=rounding[name])
-        for name, graph in _graphs(int8.tensorrt).items()
-    }
-
-
-def _for_onnxruntime(int8: Int8Export) -> dict[str, StageGraph]:
-    graphs = stage_graphs(int8.onnxruntime, int8.records)
-    return {name: dataclasses.replace(g, noise=int8.noise["onnxruntime"][name]) for name, g in graphs.items()}
+def int8_graphs(int8: Int8Export) -> tuple[dict[str, StageGraph], dict[str, StageGraph]]:
+    """The graphs for TensorRT and those for ONNX Runtime, with what was measured of each."""
+    noise, rounding = int8.noise, int8.rounding
+    ours, theirs = _graphs(int8.tensorrt), stage_graphs(int8.onnxruntime, int8.records)
+    return (
+        {n: dataclasses.replace(g, noise=noise["tensorrt"][n], rounding=rounding[n]) for n, g in ours.items()},
+        {n: dataclasses.replace(g, noise=noise["onnxruntime"][n]) for n, g in theirs.items()},
+    )
 
 
 def stage_graphs(stages: dict[str, onnx.ModelProto], records: dict[str, dict[str, Any]]) -> dict[str, StageGraph]:

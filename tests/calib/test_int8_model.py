@@ -29,7 +29,7 @@ from altermoma.export.export_model import ExportResult
 from altermoma.export.graph import copy_model
 from altermoma.export.lint import lint
 from altermoma.export.passes.emulate_half import emulate_half
-from altermoma.workflow.graphs import stage_graphs
+from altermoma.workflow.graphs import int8_graphs, stage_graphs
 
 PRESET = "bevfusion-tiny"
 TOKENS = ("1", "2", "3", "4")
@@ -172,6 +172,11 @@ def test_what_the_checks_hold_a_stage_to_is_the_noise_that_was_measured(int8: In
             for tensor, db in int8.signal_db[runtime].get(stage, {}).items():
                 assert tensors[tensor]["noise"] == pytest.approx(10 ** (-db / 20), rel=1e-6)
     assert set(int8.rounding) == set(int8.tensorrt.stages)
+    signed, unsigned = int8_graphs(int8)
+    for name in int8.tensorrt.stages:
+        assert signed[name].noise == int8.noise["tensorrt"][name]
+        assert signed[name].rounding == int8.rounding[name]
+        assert unsigned[name].noise == int8.noise["onnxruntime"][name]
     assert 0 < int8.rounding["fusion"]["bev"]["noise"] < int8.noise["tensorrt"]["fusion"]["bev"]["noise"]
 
 
