@@ -3,12 +3,14 @@
 Device memory is host memory. Work is queued per stream and done as late as the caller's synchronisation allows, so that
 a result that is read too early, or a page-locked buffer that is written too early, is wrong. Beside that, vector clocks
 record what happens before what: two accesses to the same bytes, one of them writing, must be ordered by a stream, an
-event or the host, whatever the real timing is.
+event or the host, whatever the real timing is. Memory is freed with the object that owns it, as it really is, its place
+is never given again, and whatever touches it afterwards is an error.
 """
 
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,15 +19,19 @@ from typing import Any
 
 import numpy as np
 
-from altermoma.errors import UnsupportedError
+from altermoma.errors import EngineError, UnsupportedError
 
 Range = tuple[int, int]
 Clock = dict[int, int]
 HOST = 0
 
 
+FREED = 0xDD
+"""What freed memory holds."""
+
+
 class RaceError(AssertionError):
-    """Two accesses that nothing orders."""
+    """Two accesses that nothing orders, or one to memory that is not there or not there any more."""
 
 
 @dataclass
@@ -36,6 +42,19 @@ class Work:
     run: Callable[[], None]
     reads: list[Range]
     writes: list[Range]
+
+
+class Captured(list[Work]):
+    """A graph. It holds nothing of what its work touches; `spoilt` says why there will be none."""
+
+    spoilt = ""
+
+
+class Buffer:
+    """Device memory; freed when no longer referenced."""
+
+    def __init__(self, address: int, size: int) -> None:
+        self.address, self.size = address, size
 
 
 @dataclass
@@ -74,13 +93,15 @@ class FakeCuda:
         self.log: list[tuple[int, str]] = []
         self.replays = 0
         self._kernels = kernels
-        self._blocks: dict[int, np.ndarray[Any, Any]] = {}
+        self._blocks: dict[int, tuple[np.ndarray[Any, Any], int]] = {}
+        # Kept, so that nothing new comes to lie at an address that was freed.
+        self._freed: list[np.ndarray[Any, Any]] = []
         self._events: dict[int, Event] = {}
         self._queues: dict[int, deque[Callable[[], None]]] = {}
         self._clocks: dict[int, Clock] = {HOST: {}}
         # The last access of every stream, reading and writing, to every range: earlier ones come before it.
         self._accesses: dict[Range, dict[tuple[int, bool], Access]] = {}
-        self._captured: dict[int, list[Work]] = {}
+        self._captured: dict[int, Captured] = {}
         self._next = 0x7000
         self.stream = self.new_stream()
 
@@ -102,20 +123,47 @@ class FakeCuda:
         return event
 
     def device_buffer(self, size: int) -> Any:
-        block = np.full(max(size, 1) + 256, 0xAB, np.uint8)
-        address = -(-block.ctypes.data // 256) * 256
-        self._blocks[address] = block
-        return SimpleNamespace(address=address, size=size)
+        address = self._allocate(size, 0xAB)
+        made = Buffer(address, size)
+        weakref.finalize(made, self._free, address)
+        return made
 
     def pinned(self, size: int) -> np.ndarray[Any, Any]:
-        return np.full(max(size, 1), 0xCD, np.uint8)
+        address = self._allocate(size, 0xCD)
+        block = (ctypes.c_uint8 * max(size, 1)).from_address(address)
+        weakref.finalize(block, self._free, address)
+        return np.asarray(block, np.uint8)
+
+    def held_bytes(self) -> int:
+        """Memory that was not freed yet, on the device and page-locked."""
+        return sum(size for _, size in self._blocks.values())
+
+    def _allocate(self, size: int, byte: int) -> int:
+        block = np.full(max(size, 1) + 256, byte, np.uint8)
+        address = -(-block.ctypes.data // 256) * 256
+        self._blocks[address] = block, max(size, 1)
+        return address
+
+    def _free(self, address: int) -> None:
+        """A free in the thread that captures is forbidden: it spoils what is being captured, and frees nothing."""
+        for captured in self._captured.values():
+            captured.spoilt = "memory was freed"
+        if not self._captured:
+            block, _ = self._blocks.pop(address)
+            block[:] = FREED
+            self._freed.append(block)
 
     def bytes_at(self, address: int, size: int) -> np.ndarray[Any, Any]:
-        """Device memory; an address outside of every allocation is an error."""
-        for begin, block in self._blocks.items():
-            if begin <= address and address + size <= block.ctypes.data + block.size:
-                return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
-        raise RaceError(f"{size} bytes at {address:#x} are not allocated")
+        """Memory by address, of which no byte may be outside of an allocation."""
+        self._block_of(address, size)
+        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+
+    def _block_of(self, address: int, size: int) -> Range:
+        """The allocation around some bytes."""
+        for begin, (_, length) in self._blocks.items():
+            if begin <= address and address + size <= begin + length:
+                return begin, length
+        raise RaceError(f"{size} bytes at {address:#x} are not allocated, or not any more")
 
     def record(self, event: int, stream: int) -> None:
         found = self._events[event] = Event(stream, merged(self._clocks[stream], self._clocks[HOST]), done=False)
@@ -147,20 +195,23 @@ class FakeCuda:
         return 1.0
 
     def upload(self, address: int, host: np.ndarray[Any, Any], size: int, stream: int | None = None) -> None:
-        then, captured = host[:size].copy(), self.capturing(stream or self.stream)
+        then, captured, source = host[:size].copy(), self.capturing(stream or self.stream), host.ctypes.data
 
         def copy() -> None:
-            if not captured and not np.array_equal(then, host[:size]):
+            now = self.bytes_at(source, size)
+            if not captured and not np.array_equal(then, now):
                 raise RaceError("the host wrote to page-locked memory that a copy had yet to read")
-            self.bytes_at(address, size)[:] = host[:size]
+            self.bytes_at(address, size)[:] = now
 
-        self.queue(stream, "upload", copy, reads=[(host.ctypes.data, size)], writes=[(address, size)])
+        self.queue(stream, "upload", copy, reads=[(source, size)], writes=[(address, size)])
 
     def download(self, host: np.ndarray[Any, Any], address: int, size: int, stream: int | None = None) -> None:
-        def copy() -> None:
-            host[:size] = self.bytes_at(address, size)
+        target = host.ctypes.data
 
-        self.queue(stream, "download", copy, reads=[(address, size)], writes=[(host.ctypes.data, size)])
+        def copy() -> None:
+            self.bytes_at(target, size)[:] = self.bytes_at(address, size)
+
+        self.queue(stream, "download", copy, reads=[(address, size)], writes=[(target, size)])
 
     def fill(self, address: int, byte: int, size: int, stream: int | None = None) -> None:
         def fill() -> None:
@@ -175,30 +226,33 @@ class FakeCuda:
 
     def launch(self, function: Any, threads: int, arguments: Sequence[Any], stream: int | None = None) -> None:
         held = [type(value)(value.value) for value in arguments]
-        used = [(value.value, self._rest(value.value)) for value in held if isinstance(value, ctypes.c_uint64)]
+        used = [self._reach(value.value) for value in held if isinstance(value, ctypes.c_uint64)]
         writes = [place for place, writing in zip(used, function.writing, strict=True) if writing]
         reads = [place for place, writing in zip(used, function.writing, strict=True) if not writing]
         self.queue(stream, function.name, lambda: function(threads, held), reads=reads, writes=writes)
 
-    def _rest(self, address: int) -> int:
-        """One byte stands for a whole tensor: kernels are given the begin of each."""
-        if address == 0:
-            return 0
-        self.bytes_at(address, 1)
-        return 1
+    def _reach(self, address: int) -> Range:
+        """A pointer tells neither begin nor end: a kernel may touch all of the allocation that it points into."""
+        return self._block_of(address, 1) if address else (0, 0)
 
     def capturing(self, stream: int) -> bool:
         return stream in self._captured
 
-    def capture(self, stream: int, work: Callable[[], None]) -> list[Work]:
-        self._captured[stream] = []
+    def capture(self, stream: int, work: Callable[[], None]) -> Captured:
+        self._captured[stream] = Captured()
         try:
             work()
         finally:
             found = self._captured.pop(stream)
+        if found.spoilt:
+            raise EngineError(f"the work on a stream cannot be captured: {found.spoilt}")
         return found
 
-    def replay(self, graph: list[Work], stream: int) -> None:
+    def graph_of(self, stream: int) -> Captured:
+        """What is being captured on a stream."""
+        return self._captured[stream]
+
+    def replay(self, graph: Captured, stream: int) -> None:
         self.replays += 1
         for work in graph:
             self.queue(stream, work.name, work.run, reads=work.reads, writes=work.writes)
@@ -216,9 +270,22 @@ class FakeCuda:
         clock[stream] = clock.get(stream, 0) + 1
         self._clocks[stream] = clock
         for place, writing in [*((p, False) for p in reads), *((p, True) for p in writes)]:
+            self._require([place], name)
             self._check(Access(name, place, writing, stream, clock[stream]), clock)
         self.log.append((stream, name))
-        self._queues[stream].append(run)
+        self._queues[stream].append(lambda: self._do(work))
+
+    def _do(self, work: Work) -> None:
+        self._require([*work.reads, *work.writes], work.name)
+        work.run()
+
+    def _require(self, places: list[Range], name: str) -> None:
+        try:
+            for address, size in places:
+                if size:
+                    self._block_of(address, size)
+        except RaceError as error:
+            raise RaceError(f"{name}: {error}") from None
 
     def forget(self) -> None:
         """Drops what is under way and what was accessed, after a test that broke the order on purpose."""

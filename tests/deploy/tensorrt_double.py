@@ -172,7 +172,7 @@ TYPES = {"tensor(float)": ("FLOAT", "f4"), "tensor(float16)": ("HALF", "f2"), "t
 
 class ContextState:
     """What an execution context of the double holds. It sees to what TensorRT's documentation asks for: a context is
-    captured once, only after a run with its present shapes, and never altered afterwards.
+    captured once, only after a run with its present shapes, and never altered while that graph lives.
     """
 
     def __init__(self, session: Any, *, own_memory: bool, living: weakref.WeakSet[Any]) -> None:
@@ -183,7 +183,12 @@ class ContextState:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
         self.scratch = 0
-        self.flushed = self.captured = False
+        self.flushed = False
+        self._graph: Callable[[], Any] = lambda: None
+
+    @property
+    def captured(self) -> bool:
+        return self._graph() is not None
 
     def alter(self, of: dict[str, Any], name: str, value: Any) -> bool:
         assert not self.captured, "a context that was captured was altered"
@@ -202,10 +207,10 @@ class ContextState:
         return self.addresses[value.name], int(np.prod(shape)) * np.dtype(TYPES[value.type][1]).itemsize
 
     def execute(self, cuda: FakeCuda, stream: int) -> bool:
+        assert not self.captured, "a context that is in a graph was run"
         if cuda.capturing(stream):
             assert self.flushed, "captured before a run with these shapes"
-            assert not self.captured, "one context in two graphs"
-            self.captured = True
+            self._graph = weakref.ref(cuda.graph_of(stream))
         self.flushed = True
         assert self.own_memory or self.scratch, "a context without memory was run"
         assert self.profile >= 0, "a context without an optimisation profile was run"
