@@ -7,9 +7,11 @@ Builder do where there is no GPU.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import gc
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,7 +97,8 @@ class GpuLostError(EngineError):
 
 
 class Cuda:
-    """The primary context of the first GPU, which TensorRT shares, and a stream. Streams and events are handles.
+    """The primary context of the first GPU, which TensorRT shares, and a stream. Streams and events are handles, and
+    live as long as this object; the context as long as the process, since others use it as well.
 
     Raises:
         EngineError: no GPU, or a driver call that failed.
@@ -110,6 +113,9 @@ class Cuda:
         device, self._context = ctypes.c_int(), ctypes.c_void_p()
         self._call("cuDeviceGet", ctypes.byref(device), 0)
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), device)
+        self._held: list[tuple[str, ctypes.c_void_p]] = []
+        # Last in, first out, and after everything that holds this object: code goes when no graph runs it any more.
+        weakref.finalize(self, _release, self._driver, self._context, self._held)
         self.enter()
         self.stream = self.new_stream()
 
@@ -118,15 +124,17 @@ class Cuda:
         self._call("cuCtxSetCurrent", self._context)
 
     def new_stream(self) -> int:
-        """A stream that waits for no other; it lives as long as the process."""
+        """A stream that waits for no other."""
         stream = ctypes.c_void_p()
         self._call("cuStreamCreate", ctypes.byref(stream), _NON_BLOCKING)
+        self._held.append(("cuStreamDestroy_v2", stream))
         return int(stream.value or 0)
 
     def new_event(self) -> int:
-        """An event that keeps its time; it lives as long as the process."""
+        """An event that keeps its time."""
         event = ctypes.c_void_p()
         self._call("cuEventCreate", ctypes.byref(event), 0)
+        self._held.append(("cuEventDestroy_v2", event))
         return int(event.value or 0)
 
     def record(self, event: int, stream: int) -> None:
@@ -155,14 +163,16 @@ class Cuda:
         """Device memory of at least one byte, freed with the object."""
         pointer = ctypes.c_uint64()
         self._call("cuMemAlloc_v2", ctypes.byref(pointer), ctypes.c_size_t(max(size, 1)))
-        return DeviceBuffer(self._driver, pointer.value, size)
+        buffer = DeviceBuffer(pointer.value, size)
+        self._free_with(buffer, "cuMemFree_v2", pointer)
+        return buffer
 
     def pinned(self, size: int) -> NDArray[np.uint8]:
         """Page-locked host bytes, which copies reach at full speed, freed with the array."""
         pointer = ctypes.c_void_p()
         self._call("cuMemHostAlloc", ctypes.byref(pointer), ctypes.c_size_t(max(size, 1)), 0)
         block = (ctypes.c_uint8 * max(size, 1)).from_address(int(pointer.value or 0))
-        weakref.finalize(block, self._driver.cuMemFreeHost, pointer)  # type: ignore[union-attr]
+        self._free_with(block, "cuMemFreeHost", pointer)
         return np.asarray(block, np.uint8)
 
     def upload(self, address: int, host: NDArray[np.uint8], size: int, stream: int | None = None) -> None:
@@ -185,9 +195,10 @@ class Cuda:
         )
 
     def load_kernels(self, image: bytes) -> Kernels:
-        """Machine code (cubin) as NVRTC makes it; it stays loaded with the object."""
+        """Machine code (cubin) as NVRTC makes it."""
         module = ctypes.c_void_p()
         self._call("cuModuleLoadData", ctypes.byref(module), ctypes.c_char_p(image))
+        self._held.append(("cuModuleUnload", module))
         return Kernels(self, module)
 
     def launch(self, function: int, threads: int, arguments: Sequence[Any], stream: int | None = None) -> None:
@@ -204,22 +215,35 @@ class Cuda:
             EngineError: something in it cannot be captured; the stream is usable all the same.
         """
         graph, ready = ctypes.c_void_p(), ctypes.c_void_p()
-        self._call("cuStreamBeginCapture_v2", self._stream(stream), _CAPTURE_THREAD_LOCAL)
-        try:
-            work()
-        finally:
-            ended = self._driver.cuStreamEndCapture(self._stream(stream), ctypes.byref(graph))  # type: ignore[union-attr]
+        with _nothing_collected():
+            self._call("cuStreamBeginCapture_v2", self._stream(stream), _CAPTURE_THREAD_LOCAL)
+            try:
+                work()
+            except BaseException:
+                self._end_capture(stream, graph)
+                if graph.value:
+                    self._driver.cuGraphDestroy(graph)  # type: ignore[union-attr]
+                raise
+            ended = self._end_capture(stream, graph)
         if ended or not graph.value:
             raise EngineError(f"the work on a stream cannot be captured (cuStreamEndCapture gives error {ended})")
         try:
             self._call("cuGraphInstantiateWithFlags", ctypes.byref(ready), graph, ctypes.c_uint64(0))
         finally:
             self._driver.cuGraphDestroy(graph)  # type: ignore[union-attr]
-        return Graph(self._driver, ready)
+        made = Graph(ready)
+        self._free_with(made, "cuGraphExecDestroy", ready)
+        return made
 
     def replay(self, graph: Graph, stream: int) -> None:
         """Queues a graph."""
         self._call("cuGraphLaunch", graph.handle, self._stream(stream))
+
+    def _end_capture(self, stream: int, graph: ctypes.c_void_p) -> int:
+        return int(self._driver.cuStreamEndCapture(self._stream(stream), ctypes.byref(graph)))  # type: ignore[union-attr]
+
+    def _free_with(self, owner: Any, name: str, handle: Any) -> None:
+        weakref.finalize(owner, _release, self._driver, self._context, [(name, handle)])
 
     def _stream(self, stream: int | None) -> ctypes.c_void_p:
         return ctypes.c_void_p(self.stream if stream is None else stream)
@@ -243,17 +267,36 @@ class Cuda:
 class DeviceBuffer:
     """Device memory by address; freed when no longer referenced."""
 
-    def __init__(self, driver: Any, address: int, size: int) -> None:
+    def __init__(self, address: int, size: int) -> None:
         self.address, self.size = address, size
-        weakref.finalize(self, driver.cuMemFree_v2, ctypes.c_uint64(address))
 
 
 class Graph:
-    """Captured work, ready to be replayed; freed when no longer referenced."""
+    """Captured work, ready to be replayed; freed when no longer referenced. It holds none of what it works on."""
 
-    def __init__(self, driver: Any, handle: ctypes.c_void_p) -> None:
+    def __init__(self, handle: ctypes.c_void_p) -> None:
         self.handle = handle
-        weakref.finalize(self, driver.cuGraphExecDestroy, handle)
+
+
+def _release(driver: Any, context: ctypes.c_void_p, held: list[tuple[str, Any]]) -> None:
+    """Frees handles, the last one first, in whichever thread the last reference goes: it may never have entered."""
+    if driver.cuCtxPushCurrent_v2(context):
+        return  # The driver is shutting down, which frees everything.
+    for name, handle in reversed(held):
+        getattr(driver, name)(handle)
+    driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+
+
+@contextlib.contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """No collection of garbage: one that frees device memory in a thread that captures spoils what it captures."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class Kernels:

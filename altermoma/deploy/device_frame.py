@@ -177,14 +177,14 @@ class DeviceFrame:
             specs = {name: (shape, self._dtype(name)) for name, shape in inputs.shapes.items()}
             arena = Arena(self._cuda, specs, mirrored=self.feed.preparation == "host")
             bound = [self._bind("camera", {}), self._bind("view", arena.addresses(), arena.shapes)]
-            self._pool = _Pool(arena=arena, line=self._line("camera", bound, None, self._queue_images))
+            # Not a method of this object, which would hold itself by it: dropped frames leave the device at once.
+            feed, images = self.feed, self._images
+            line = self._line("camera", bound, None, lambda stream: feed.queue_camera(images, stream))
+            self._pool = _Pool(arena=arena, line=line)
         if self._pool.version != inputs.version:
             self.feed.fill_pooling(self._pool.arena, stream)
             self._pool.version = inputs.version
         return self._pool
-
-    def _queue_images(self, stream: int) -> None:
-        self.feed.queue_camera(self._images, stream)
 
     def _bucket(self, inputs: LidarInputs) -> _Bucket:
         shapes, source = inputs.shapes, inputs.source

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,65 @@ def test_a_graph_that_cannot_be_captured_is_told(
     for seed in (1, 2, 3):
         np.testing.assert_array_equal(answer(pipeline, frame(seed)), on_cpu(bundle, frame(seed)))
     assert device_of(pipeline).refusals() == dict.fromkeys(("head", "camera", "lidar"), "no graph today")
+
+
+@ONE
+def test_a_capture_that_failed_by_chance_is_made_again(
+    pipeline: Pipeline, cuda: FakeCuda, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever spoilt it, the frame is queued as it is, and the next one is captured."""
+    capture, spoilt = cuda.capture, set[int]()
+
+    def once(stream: int, work: Callable[[], None]) -> Any:
+        graph = capture(stream, work)
+        if id(work) not in spoilt:
+            spoilt.add(id(work))
+            raise EngineError("not now")
+        return graph
+
+    monkeypatch.setattr(cuda, "capture", once)
+    for seed in (1, 2, 3, 4):
+        np.testing.assert_array_equal(answer(pipeline, frame(seed)), on_cpu(bundle, frame(seed)))
+    assert device_of(pipeline).refusals() == {}
+    assert device_of(pipeline).captures() == {"camera": 1, "lidar": 1, "head": 1}
+
+
+@ONE
+def test_a_pipeline_leaves_the_device_when_it_is_dropped(
+    cuda: FakeCuda, copied: Path, preparation: Preparation
+) -> None:
+    """At once: another one made after it finds its memory free, without a collection of garbage."""
+    bundle, before = built(copied), cuda.held_bytes()
+    made = Pipeline.from_bundle(bundle, "tensorrt", precision="fp32", preparation=preparation)
+    for seed in (1, 2, 3):
+        answer(made, frame(seed))
+    gc.collect()
+    gc.disable()
+    try:
+        assert cuda.held_bytes() > before
+        del made
+        assert cuda.held_bytes() == before
+    finally:
+        gc.enable()
+
+
+@ONE
+@pytest.mark.parametrize("arena", ["_between", "_answer", "_images"])
+def test_memory_that_graphs_use_and_nobody_owns_would_be_found(pipeline: Pipeline, cuda: FakeCuda, arena: str) -> None:
+    for seed in (1, 2, 3):
+        answer(pipeline, frame(seed))
+    device = device_of(pipeline)
+    old = getattr(device, arena)
+    specs = {name: (shape, old.dtypes[name]) for name, shape in old.shapes.items()}
+    # The lines' closures own the images and the answer as well: they are made to forget them.
+    lines = [device._head, *([device._pool.line] if device._pool else [])]
+    for line in lines:
+        line._work = lambda: None
+    setattr(device, arena, Arena(cuda, specs, mirrored=True))  # type: ignore[arg-type]
+    del old
+    with pytest.raises(RaceError, match="not any more"):
+        answer(pipeline, frame(4))
+    cuda.forget()
 
 
 @ONE
