@@ -21,7 +21,7 @@ from altermoma.deploy.stage_io import Arrays
 from altermoma.deploy.stage_tables import LATENCY_FILE, MeasuredTables, StageTimes, WidthSet, identity_of
 from altermoma.deploy.telemetry import machine, sampled
 from altermoma.deploy.tensorrt_api import import_tensorrt
-from altermoma.deploy.tensorrt_backend import open_engines
+from altermoma.deploy.tensorrt_backend import TensorRtStage, open_engines
 from altermoma.deploy.tensorrt_config import options_of
 from altermoma.deploy.tensorrt_engines import device_here, engines_here, why_not
 from altermoma.errors import BundleError, EngineError, UnsupportedError
@@ -79,11 +79,16 @@ def measure_tables(folder: Path, plan: TimingPlan) -> MeasuredTables:
     if plan.backend == "tensorrt":
         bundles = _with_engines(bundles, precision)
     gpu: dict[str, Any] = {}
+    launched: dict[str, dict[str, str]] = {}
     with sampled(gpu), pinned_threads(1):
-        found = {stage: _time_stage(bundles, stage, precision, plan) for stage in track(widths.flops, "Timing stages")}
+        found = {
+            stage: _time_stage(bundles, stage, precision, plan, launched)
+            for stage in track(widths.flops, "Timing stages")
+        }
     measured = _measured(widths, precision, plan.backend, found)
     runs = {name: len(times) for name, times in next(iter(found.values())).items()}
     about = {"rounds": plan.rounds, "runs": runs, "conditions": conditions(1), "machine": machine(), "gpu": gpu}
+    about |= {"launched": launched} if launched else {}
     measured = dataclasses.replace(measured, about=about)
     measured.write(folder / LATENCY_FILE)
     return measured
@@ -151,10 +156,22 @@ def open_widths(folder: Path, widths: WidthSet, precision: str) -> dict[str, Bun
     return bundles
 
 
-def _time_stage(bundles: Bundles, stage: str, precision: str, plan: TimingPlan) -> dict[str, NDArray[np.float64]]:
-    """Milliseconds of all counted runs by width; the widths take turns, in an order that rotates."""
-    timed = {name: _timed(bundle, stage, precision, plan.backend) for name, bundle in bundles.items()}
-    return interleaved(timed, rounds=plan.rounds, warmup=plan.warmup)
+def _time_stage(
+    bundles: Bundles, stage: str, precision: str, plan: TimingPlan, launched: dict[str, dict[str, str]]
+) -> dict[str, NDArray[np.float64]]:
+    """Milliseconds of all counted runs by width; the widths take turns, in an order that rotates.
+
+    `launched` gains, by stage and width, why an engine was not timed as a captured graph.
+    """
+    if plan.backend == "onnxruntime":
+        timed = {name: _on_processor(bundle, stage, precision) for name, bundle in bundles.items()}
+        return interleaved(timed, rounds=plan.rounds, warmup=plan.warmup)
+    engines = {name: open_engines(bundle, precision, only=[stage])[stage] for name, bundle in bundles.items()}
+    timed = {name: _on_device(engine, bundles[name]) for name, engine in engines.items()}
+    found = interleaved(timed, rounds=plan.rounds, warmup=plan.warmup)
+    why = {name: engine.uncaptured for name, engine in engines.items() if engine.uncaptured}
+    launched.update({stage: why} if why else {})
+    return found
 
 
 def interleaved(timed: Mapping[str, Timed], *, rounds: int, warmup: int) -> dict[str, NDArray[np.float64]]:
@@ -170,14 +187,16 @@ def interleaved(timed: Mapping[str, Timed], *, rounds: int, warmup: int) -> dict
     return {name: np.concatenate(ms) for name, ms in found.items()}
 
 
-def _timed(bundle: Bundle, stage: str, precision: str, backend: Backend) -> Timed:
-    """One stage on the bundle's own reference frame: engines without their copies, ONNX Runtime in processor time."""
-    if backend == "tensorrt":
-        engine = open_engines(bundle, precision, only=[stage])[stage]
-        fed = reference_inputs(engine.record, bundle.reference())
-        engine.run(fed)
-        return lambda: engine.execution_ms(fed, RUNS)
-    record = bundle.stages_for(backend, precision)[stage]
+def _on_device(engine: TensorRtStage, bundle: Bundle) -> Timed:
+    """One engine on the bundle's own reference frame, without its copies."""
+    fed = reference_inputs(engine.record, bundle.reference())
+    engine.run(fed)
+    return lambda: engine.execution_ms(fed, RUNS)
+
+
+def _on_processor(bundle: Bundle, stage: str, precision: str) -> Timed:
+    """One stage in ONNX Runtime on the bundle's own reference frame, in processor time."""
+    record = bundle.stages_for("onnxruntime", precision)[stage]
     session = OnnxRuntimeStage(bundle.graph(record), record, threads=1)
     inputs = reference_inputs(record, bundle.reference())
     return lambda: _processor_ms(session, inputs)

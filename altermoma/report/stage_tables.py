@@ -23,7 +23,21 @@ def stage_tables_markdown(measured: MeasuredTables) -> str:
         f"{measured.model}, {measured.served}; measured on {measured.device}, {measured.runtime}. Pruning counts these "
         "medians."
     )
-    return "\n\n".join(part for part in (told, table(rows), _noise(measured)) if part)
+    return "\n\n".join(part for part in (told, table(rows), _launched(measured), _noise(measured)) if part)
+
+
+def _launched(measured: MeasuredTables) -> str:
+    found = {
+        f"{stage} at {name} %": why
+        for stage, widths in measured.about.get("launched", {}).items()
+        for name, why in widths.items()
+    }
+    if not found:
+        return ""
+    return (
+        f"Timed with its launches from the host, not as a captured graph: {', '.join(found)} "
+        f"({'; '.join(sorted({*found.values()}))}). Small stages seem slower by that than they are."
+    )
 
 
 def _noise(measured: MeasuredTables) -> str:

@@ -56,11 +56,16 @@ def target(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
     return machine
 
 
-def on_a_clock(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], list[float]]:
-    """Runs of engines take made-up times, longer by chance; what they took by (width, stage), the first run apart."""
-    clock, rng = [0.0], np.random.default_rng(5)
+def on_a_clock(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], list[float]]:
+    """Runs of engines take made-up times on the device, longer by chance, and a second of the host to be launched.
+
+    What runs took by (width, stage), in their order; a capture is none.
+    """
+    now, rng = {"device": 0.0, "host": 0.0}, np.random.default_rng(5)
     took: dict[tuple[str, str], list[float]] = {}
     real_open, real_execute = tensorrt_backend.open_engines, tensorrt_backend.TensorRtStage._execute
+    cuda, of_graph, marks = machine.cuda, dict[int, Any](), dict[int, float]()
+    real_replay, real_record = cuda.replay, cuda.record
 
     def open_engines(bundle: Bundle, *arguments: Any, **options: Any) -> dict[str, Any]:
         engines = real_open(bundle, *arguments, **options)
@@ -68,21 +73,46 @@ def on_a_clock(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], list[fl
             engine.width = bundle.folder.name  # type: ignore[attr-defined]
         return engines
 
+    def work(engine: Any) -> None:
+        ms = WORK[engine.record.name] * (0.3 + 0.7 * SHARES[engine.width]) + rng.exponential(0.5)
+        took.setdefault((engine.width, engine.record.name), []).append(ms)
+        now["device"] += ms
+
     def execute(self: Any) -> None:
         real_execute(self)
-        ms = WORK[self.record.name] * (0.3 + 0.7 * SHARES[self.width]) + rng.exponential(0.5)
-        took.setdefault((self.width, self.record.name), []).append(ms)
-        clock[0] += ms / 1e3
+        if cuda.capturing(cuda.stream):
+            of_graph[id(cuda.graph_of(cuda.stream))] = self
+        else:
+            work(self)
+            now["host"] += 1.0
+
+    def replay(graph: Any, stream: int) -> None:
+        real_replay(graph, stream)
+        work(of_graph[id(graph)])
+
+    def record(event: int, stream: int) -> None:
+        real_record(event, stream)
+        marks[event] = now["device"]
 
     monkeypatch.setattr(stage_timing, "open_engines", open_engines)
     monkeypatch.setattr(tensorrt_backend.TensorRtStage, "_execute", execute)
-    monkeypatch.setattr(tensorrt_backend, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(tensorrt_backend, "time", SimpleNamespace(perf_counter=lambda: now["host"]))
+    monkeypatch.setattr(cuda, "replay", replay)
+    monkeypatch.setattr(cuda, "record", record)
+    monkeypatch.setattr(cuda, "elapsed_ms", lambda first, second: marks[second] - marks[first])
     return took
+
+
+def counted(took: list[float], turns: int) -> list[float]:
+    """One run to see that it works; every turn begins with one as it is and a replay that does not count."""
+    each = RUNS + 2
+    assert len(took) == 1 + each * turns
+    return [ms for turn in range(2, turns) for ms in took[1 + each * turn : 1 + each * (turn + 1)][2:]]
 
 
 @needs_double
 def test_engines_are_built_and_timed(target: Machine, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    took = on_a_clock(monkeypatch)
+    took = on_a_clock(target, monkeypatch)
     measured = measure_tables(folder, TimingPlan(rounds=7, warmup=2))
     assert target.builds() == 3 * 5, "of the precision that is asked for alone"
     assert {r.precision for name in SHARES for r in Bundle.open(folder / name).manifest.engines.built} == {"fp16"}
@@ -92,12 +122,34 @@ def test_engines_are_built_and_timed(target: Machine, folder: Path, monkeypatch:
     for stage, times in measured.stages.items():
         assert times.shares == (1.0, 0.5, 0.2)
         for column, name in enumerate(SHARES):
-            counted = took[name, stage][1 + 2 * RUNS :]
-            assert len(counted) == 7 * RUNS
-            assert times.ms[column] == pytest.approx(np.median(counted), rel=1e-6)
-            assert times.least[column] == pytest.approx(min(counted), rel=1e-6)
+            ms = counted(took[name, stage], 2 + 7)
+            assert len(ms) == 7 * RUNS
+            assert times.ms[column] == pytest.approx(np.median(ms), rel=1e-6)
+            assert times.least[column] == pytest.approx(min(ms), rel=1e-6)
+    assert "launched" not in measured.about
     measure_tables(folder, TimingPlan(rounds=1, warmup=0))
     assert target.builds() == 3 * 5, "engines that are there are kept"
+
+
+@needs_double
+def test_engines_that_cannot_be_captured_are_timed_by_their_launches_and_told(
+    target: Machine, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_a_clock(target, monkeypatch)
+    capture = target.cuda.capture
+
+    def refuse(stream: int, work: Callable[[], None]) -> Any:
+        capture(stream, work)
+        raise EngineError("no graph today")
+
+    monkeypatch.setattr(target.cuda, "capture", refuse)
+    measured = measure_tables(folder, TimingPlan(rounds=1, warmup=0))
+    assert measured.about["launched"] == {stage: dict.fromkeys(SHARES, "no graph today") for stage in INPUTS}
+    for times in measured.stages.values():
+        assert times.ms == pytest.approx([1000.0] * 3)
+    page = stage_tables_markdown(measured)
+    assert "not as a captured graph: camera at 100 %, camera at 50 %" in page
+    assert "(no graph today)" in page
 
 
 @needs_double
