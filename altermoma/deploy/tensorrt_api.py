@@ -7,6 +7,7 @@ members are always looked up by name.
 from __future__ import annotations
 
 import re
+import weakref
 from typing import Any
 
 from altermoma.errors import EngineError, UnsupportedError
@@ -106,19 +107,44 @@ def numpy_name(trt: Any, dtype: Any) -> str:
     raise EngineError(f"an engine tensor has type {dtype}", expected="one of " + ", ".join(NUMPY_NAMES))
 
 
-def make_logger(trt: Any, messages: list[str]) -> Any:
-    """A logger that collects messages of INFO and worse: errors for our own errors, and what the builder chose.
+class Messages(list[str]):
+    """What TensorRT says, from the time that a logger is asked for on."""
 
-    Of the verbose ones it keeps those on sparse kernels, where TensorRT 10 and later put them.
+
+class _Process:
+    """TensorRT keeps the first logger that it is given, for everything in the process, and writes to it for as long:
+    every engine having one of its own, most would hear nothing, and the first would have to outlive them all.
     """
 
+    trt: Any = None
+    logger: Any = None
+    heard_by: tuple[weakref.ref[Messages], ...] = ()
+
+
+def make_logger(trt: Any, messages: Messages) -> Any:
+    """The logger of this process, whose messages of INFO and worse are heard by `messages` too from now on, as long as
+    that lives: errors for our own errors, and what the builder chose.
+
+    Of the verbose ones it passes on those on sparse kernels, where TensorRT 10 and later put them.
+    """
+    living = [ref for ref in _Process.heard_by if ref() is not None]
+    _Process.heard_by = (*(ref for ref in living if ref() is not messages), weakref.ref(messages))
+    if _Process.trt is not trt:
+        _Process.trt, _Process.logger = trt, _collector(trt)
+    return _Process.logger
+
+
+def _collector(trt: Any) -> Any:
     class Collector(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
         def log(self, severity: Any, msg: str) -> None:
             if severity != trt.ILogger.Severity.VERBOSE or SPARSITY in msg:
-                messages.append(f"{getattr(severity, 'name', severity)}: {msg}")
+                for ref in _Process.heard_by:
+                    messages = ref()
+                    if messages is not None:
+                        messages.append(f"{getattr(severity, 'name', severity)}: {msg}")
 
     return Collector()
 

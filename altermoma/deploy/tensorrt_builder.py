@@ -13,7 +13,7 @@ from typing import Any
 
 import altermoma
 from altermoma.deploy.manifest import StageRecord
-from altermoma.deploy.tensorrt_api import complaints, make_logger, member, network_flags, strongly_typed
+from altermoma.deploy.tensorrt_api import Messages, complaints, make_logger, member, network_flags, strongly_typed
 from altermoma.deploy.tensorrt_config import BuildOptions, configure, parser_flags, relax_precision
 from altermoma.deploy.tensorrt_dla import place_on_dla
 from altermoma.deploy.tensorrt_inspect import EngineLayers, read_layers, require_precision
@@ -59,7 +59,7 @@ class BuildLog:
     what a wrong one does. Otherwise such an engine is an error.
     """
 
-    messages: list[str] = field(default_factory=list)
+    messages: Messages = field(default_factory=Messages)
     report: str = ""
     faults: list[str] | None = None
 

@@ -9,7 +9,7 @@ from typing import Any
 from altermoma.deploy.bundle import Bundle
 from altermoma.deploy.cuda_driver import Gpu
 from altermoma.deploy.manifest import BUILD_COMMAND, EngineRecord
-from altermoma.deploy.tensorrt_api import complaints, make_logger, required, version_of
+from altermoma.deploy.tensorrt_api import Messages, complaints, make_logger, required, version_of
 from altermoma.errors import EngineError
 
 _CAPABILITY = re.compile(r"\(compute capability (\d+)\.(\d+)\)$")
@@ -90,7 +90,7 @@ class LoadedEngine:
     engine: Any
     runtime: Any
     logger: Any
-    messages: list[str]
+    messages: Messages
 
 
 def load_engine(trt: Any, bundle: Bundle, record: EngineRecord) -> LoadedEngine:
@@ -110,7 +110,7 @@ def load_plan(trt: Any, plan: bytes, record: EngineRecord, graph: bytes) -> Load
     Raises:
         EngineError: the plan does not load here, or its weights do not fit.
     """
-    messages: list[str] = []
+    messages = Messages()
     logger = make_logger(trt, messages)
     runtime = make_runtime(trt, logger, host_code=record.version_compatible, dla_core=record.dla_core)
     engine = runtime.deserialize_cuda_engine(plan)

@@ -19,7 +19,7 @@ from altermoma.deploy.bundle import Bundle
 from altermoma.deploy.cuda_driver import Gpu, Probe
 from altermoma.deploy.manifest import EngineState
 from altermoma.deploy.pipeline import Pipeline
-from altermoma.deploy.self_check import check_bundle
+from altermoma.deploy.self_check import check_bundle, reference_inputs
 from altermoma.deploy.tensorrt_api import import_tensorrt
 from altermoma.deploy.tensorrt_backend import open_engines
 from altermoma.deploy.tensorrt_builder import BuildLog, BuildOptions
@@ -146,6 +146,24 @@ def test_frame_beyond_the_profile_is_an_error(copied: Path) -> None:
 
 
 @pytest.mark.parametrize("trt", ["8.5.2.2", "11.4.0.106"], indirect=True)
+@pytest.mark.usefixtures("machine")
+def test_what_tensorrt_says_of_any_engine_is_heard(trt: TensorRtDouble, copied: Path) -> None:
+    """TensorRT keeps the first logger of the process: it has to be that of whatever is built or loaded later."""
+    bundle = engines_here(Bundle.open(copied), BuildOptions(precision="fp32"), build="require")
+    engines = open_engines(bundle, "fp32")
+    given = [arguments[0] for kind in ("Builder", "Runtime") for arguments in trt.called(kind, "__init__")]
+    assert len(given) == 15
+    assert all(logger is given[0] for logger in given)
+
+    def fail(*_: object) -> bool:
+        given[0].log(trt.ILogger.Severity.ERROR, "misaligned address")
+        return False
+
+    trt.answers[("IExecutionContext", "execute_async_v3")] = fail
+    with pytest.raises(EngineError, match="stage head did not run: ERROR: misaligned address"):
+        engines["head"].run(reference_inputs(engines["head"].record, bundle.reference()))
+
+
 @pytest.mark.usefixtures("machine")
 def test_engine_of_another_gpu_version_or_graph(trt: TensorRtDouble, copied: Path) -> None:
     built = engines_here(Bundle.open(copied), BuildOptions(precision="fp32"), build="auto")
