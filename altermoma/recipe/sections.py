@@ -6,8 +6,6 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import tomli_w
-
 from altermoma.recipe.ranges import check_values
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -311,6 +309,9 @@ class Recipe:
         return plain
 
     def to_toml(self) -> str:
+        # Whoever only reads recipes can do without.
+        import tomli_w
+
         return tomli_w.dumps(self.to_dict())
 
 
