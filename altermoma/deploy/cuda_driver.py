@@ -215,7 +215,7 @@ class Cuda:
             EngineError: something in it cannot be captured; the stream is usable all the same.
         """
         graph, ready = ctypes.c_void_p(), ctypes.c_void_p()
-        with _nothing_collected():
+        with nothing_collected():
             self._call("cuStreamBeginCapture_v2", self._stream(stream), _CAPTURE_THREAD_LOCAL)
             try:
                 work()
@@ -288,7 +288,7 @@ def _release(driver: Any, context: ctypes.c_void_p, held: list[tuple[str, Any]])
 
 
 @contextlib.contextmanager
-def _nothing_collected() -> Iterator[None]:
+def nothing_collected() -> Iterator[None]:
     """No collection of garbage: one that frees device memory in a thread that captures spoils what it captures."""
     enabled = gc.isenabled()
     gc.disable()

@@ -115,16 +115,19 @@ class TensorRtStage:
         self._feed(inputs)
         # Brings the context up to date with its shapes, without which it cannot be captured.
         self._execute()
+        graph = self._captured()
+        return self._launched_ms(runs) if graph is None else self._replayed_ms(graph, runs)
+
+    def _captured(self) -> Graph | None:
+        self.uncaptured = ""
         try:
-            graph = self._cuda.capture(self._cuda.stream, self._execute)
+            return self._cuda.capture(self._cuda.stream, self._execute)
         except GpuLostError:
             raise
         except EngineError as error:
             self.uncaptured = error.found
             say(f"stage {self.record.name} is timed with its launches, without a CUDA graph: {error.found}")
-            return self._launched_ms(runs)
-        self.uncaptured = ""
-        return self._replayed_ms(graph, runs)
+            return None
 
     def _replayed_ms(self, graph: Graph, runs: int) -> NDArray[np.float64]:
         cuda, stream = self._cuda, self._cuda.stream

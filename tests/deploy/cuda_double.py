@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from altermoma.deploy.cuda_driver import nothing_collected
 from altermoma.errors import EngineError, UnsupportedError
 
 Range = tuple[int, int]
@@ -239,11 +240,12 @@ class FakeCuda:
         return stream in self._captured
 
     def capture(self, stream: int, work: Callable[[], None]) -> Captured:
-        self._captured[stream] = Captured()
-        try:
-            work()
-        finally:
-            found = self._captured.pop(stream)
+        with nothing_collected():
+            self._captured[stream] = Captured()
+            try:
+                work()
+            finally:
+                found = self._captured.pop(stream)
         if found.spoilt:
             raise EngineError(f"the work on a stream cannot be captured: {found.spoilt}")
         return found
