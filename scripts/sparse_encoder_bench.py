@@ -2,31 +2,37 @@
 
     OMP_NUM_THREADS=1 python scripts/sparse_encoder_bench.py ../shared/real/nuscenes_ten_sweeps.bin \
         --out docs/benchmarks/sparse_encoder
+    python scripts/sparse_encoder_bench.py ../shared/real/nuscenes_ten_sweeps.bin \
+        --torch-device cuda --half --out runs/sparse_encoder
 
 The encoder is BEVFusion-mit's (0.075 x 0.075 x 0.2 m, 21 convolutions) with random weights, dense and with uniformly
 narrower widths. Both sides start from voxels: ours builds its tables, spconv its index pairs. spconv gets its norms
 folded, as our graph has. Without spconv only ours is timed. Writes OUT.json and OUT.md.
+
+With --torch-device both run there: ours in plain torch in place of ONNX Runtime (neither onnx nor onnxruntime is
+needed then), its norms not folded, its tables made on the host and copied; spconv with its kernels and index building
+of that device.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
 import typer
 from torch import Tensor, nn
 
-from altermoma.deploy.onnxruntime_backend import open_session
-from altermoma.export.contract import load_contract
-from altermoma.export.to_onnx import export_stage
+from altermoma.errors import UnsupportedError
 from altermoma.models.config import LidarConfig
 from altermoma.models.presets import config_of
 from altermoma.models.sparse_encoder import GatherBasicBlock, GatherConv, GatherConvUnit, SparseEncoder
@@ -42,6 +48,30 @@ SHARE = 0.658
 """Of every width, which leaves 43.3 % of the FLOPs."""
 
 Timer = Callable[[], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where torch computes, and in what."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def put(self, tensor: Tensor) -> Tensor:
+        """There; whole numbers stay what they are."""
+        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
+
+    def done(self) -> None:
+        """Waits for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def __str__(self) -> str:
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "the processor"
+        return f"torch, {str(self.dtype).rpartition('.')[2]}, on {name}"
+
+
+HERE = Place(device=torch.device("cpu"), dtype=torch.float32)
 
 
 def narrowed(config: LidarConfig, step: int) -> LidarConfig:
@@ -79,10 +109,10 @@ def folded(conv: GatherConv, norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
 class SpconvTwin:
     """The same encoder with the same weights in spconv."""
 
-    def __init__(self, encoder: SparseEncoder) -> None:
+    def __init__(self, encoder: SparseEncoder, place: Place = HERE) -> None:
         import spconv.pytorch as spconv
 
-        self._spconv = spconv
+        self._spconv, self.place = spconv, place
         self._input = self._conv(encoder.conv_input[0], encoder.conv_input[1], "subm0")
         self._stages: list[list[Sequence[Any]]] = []
         last = len(encoder.encoder_layers) - 1
@@ -108,7 +138,7 @@ class SpconvTwin:
                 *widths, window.kernel, stride=window.stride, padding=window.padding, bias=False, indice_key=key
             )
         made.weight.data = weight.detach().clone()
-        return made.eval(), bias.detach()
+        return made.eval().to(self.place.device, self.place.dtype), self.place.put(bias.detach())
 
     def __call__(self, voxels: Tensor, indices_n4: Tensor) -> Tensor:
         """Voxel features and (0, x, y, z) cells -> [1, C * Z, X, Y]."""
@@ -131,24 +161,56 @@ class SpconvTwin:
         return made.replace_feature(torch.relu_(features if shortcut is None else features.add_(shortcut)))
 
 
-class Ours:
-    """Tables on the host, then the exported graph."""
+class HostTables:
+    """The tables of a frame, made on the host."""
 
-    def __init__(self, encoder: SparseEncoder, keys_n: np.ndarray, features_nc: np.ndarray) -> None:
+    def __init__(self, keys_n: np.ndarray, features_nc: np.ndarray) -> None:
         self._keys, self._features = keys_n, features_nc
         self._builder = SparseTableBuilder(GEOMETRY)
-        model = SimpleNamespace(pts_middle_encoder=encoder, config=SimpleNamespace(geometry=GEOMETRY))
         self.inputs = self.tables()
-        graph = export_stage(LidarStage(cast(Any, model)), load_contract(PRESET), "lidar", self.inputs)
-        self._session = open_session(graph.SerializeToString(), "lidar", threads=1)
 
     def tables(self) -> dict[str, np.ndarray]:
         places, tables = self._builder.build(self._keys)
         self.inputs = {"voxels": in_rows(self._features, places), **tables}
         return self.inputs
 
+
+class Ours(HostTables):
+    """Tables on the host, then the exported graph."""
+
+    def __init__(self, encoder: SparseEncoder, keys_n: np.ndarray, features_nc: np.ndarray) -> None:
+        from altermoma.deploy.onnxruntime_backend import open_session
+        from altermoma.export.contract import load_contract
+        from altermoma.export.to_onnx import export_stage
+
+        super().__init__(keys_n, features_nc)
+        model = SimpleNamespace(pts_middle_encoder=encoder, config=SimpleNamespace(geometry=GEOMETRY))
+        graph = export_stage(LidarStage(cast(Any, model)), load_contract(PRESET), "lidar", self.inputs)
+        self._session = open_session(graph.SerializeToString(), "lidar", threads=1)
+
     def graph(self) -> np.ndarray:
         return cast(np.ndarray, self._session.run(None, self.inputs)[0])
+
+
+class OursInTorch(HostTables):
+    """Tables on the host and copied, then the encoder in torch."""
+
+    def __init__(self, encoder: SparseEncoder, keys_n: np.ndarray, features_nc: np.ndarray, place: Place) -> None:
+        self._place = place
+        self._encoder = copy.deepcopy(encoder).to(place.device, place.dtype)
+        super().__init__(keys_n, features_nc)
+
+    def tables(self) -> dict[str, np.ndarray]:
+        inputs = super().tables()
+        self._there = {name: self._place.put(torch.from_numpy(array)) for name, array in inputs.items()}
+        self._place.done()
+        return inputs
+
+    def graph(self) -> Tensor:
+        with torch.inference_mode():
+            found: Tensor = self._encoder(self._there["voxels"], self._there, 1)
+        self._place.done()
+        return found
 
 
 def gmacs(encoder: SparseEncoder, inputs: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
@@ -200,32 +262,51 @@ def variants() -> dict[str, LidarConfig]:
     return {"dense": dense, "pruned, step 8": narrowed(dense, 8), "pruned, step 16": narrowed(dense, 16)}
 
 
+def place_of(asked: str, *, half: bool) -> Place | None:
+    """Where torch is to run; None for ONNX Runtime.
+
+    Raises:
+        UnsupportedError: no GPU that torch can use, or half precision without one.
+    """
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise UnsupportedError("torch finds no GPU here", expected="a torch for this machine's CUDA")
+    if half and asked != "cuda":
+        raise UnsupportedError("--half without a GPU", expected="--torch-device cuda")
+    if asked == "none":
+        return None
+    return Place(device=torch.device(asked), dtype=torch.float16 if half else torch.float32)
+
+
 def main(
+    *,
     cloud: Annotated[Path, typer.Argument(help="float16 points x, y, z, intensity, time lag")],
     out: Annotated[Path, typer.Option(help="written with .json and .md")] = Path("sparse_encoder"),
     rounds: Annotated[int, typer.Option(min=1)] = 20,
+    torch_device: Annotated[Literal["none", "cpu", "cuda"], typer.Option(help="ours in torch there")] = "none",
+    half: Annotated[bool, typer.Option("--half", help="fp16, with --torch-device cuda")] = False,
 ) -> None:
     """Times the encoder and writes what was found."""
     torch.set_num_threads(1)
+    place = place_of(torch_device, half=half)
     points = np.fromfile(cloud, np.float16).astype(np.float32).reshape(-1, GEOMETRY.point_features)
     voxels = Voxeliser(GEOMETRY)(points)
     cells = np.stack(np.unravel_index(voxels.keys_n, level_shapes(GEOMETRY)[0]), axis=1)
-    indices = torch.from_numpy(np.pad(cells, ((0, 0), (1, 0)))).int()
-    features = torch.from_numpy(voxels.features_nc)
+    there = place or HERE
+    indices = there.put(torch.from_numpy(np.pad(cells, ((0, 0), (1, 0)))).int())
+    features = there.put(torch.from_numpy(voxels.features_nc))
     runners: dict[str, Timer] = {}
     record: dict[str, Any] = {"voxels": len(voxels.keys_n), "machine": machine(), "gmacs": {}, "difference": {}}
+    record["ours"] = str(place) if place else "ONNX Runtime"
     for name, config in variants().items():
         encoder = random_encoder(config)
-        ours = Ours(encoder, voxels.keys_n, voxels.features_nc)
+        data = voxels.keys_n, voxels.features_nc
+        ours = OursInTorch(encoder, *data, place) if place else Ours(encoder, *data)
         record["gmacs"][name] = gmacs(encoder, ours.inputs)
         runners |= {f"{name}: tables": ours.tables, f"{name}: graph": ours.graph}
         runners[f"{name}: tables + graph"] = lambda ours=ours: (ours.tables(), ours.graph())
-        twin = spconv_twin(encoder)
+        twin = spconv_twin(encoder, there)
         if twin is not None:
-            with torch.no_grad():
-                expected = twin(features, indices).numpy()
-            found = ours.graph()
-            record["difference"][name] = float(np.abs(found - expected).max() / np.abs(expected).max())
+            record["difference"][name] = difference(ours.graph(), without_gradients(twin, features, indices))
             runners[f"{name}: spconv"] = lambda twin=twin: without_gradients(twin, features, indices)
     race(runners, 1)
     record["ms"] = race(runners, rounds)
@@ -235,9 +316,15 @@ def main(
     say(report(record))
 
 
-def spconv_twin(encoder: SparseEncoder) -> SpconvTwin | None:
+def difference(found: np.ndarray | Tensor, expected: Tensor) -> float:
+    """The largest, over the largest value."""
+    ours, theirs = torch.as_tensor(found).float().cpu(), expected.float().cpu()
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def spconv_twin(encoder: SparseEncoder, place: Place) -> SpconvTwin | None:
     try:
-        return SpconvTwin(encoder)
+        return SpconvTwin(encoder, place)
     except ImportError:
         say("spconv is not installed: only ours is timed")
         return None
@@ -245,7 +332,9 @@ def spconv_twin(encoder: SparseEncoder) -> SpconvTwin | None:
 
 def without_gradients(twin: SpconvTwin, features: Tensor, indices: Tensor) -> Tensor:
     with torch.no_grad():
-        return twin(features, indices)
+        found = twin(features, indices)
+    twin.place.done()
+    return found
 
 
 def machine() -> str:
@@ -269,7 +358,8 @@ def report(record: dict[str, Any]) -> str:
         f"    OMP_NUM_THREADS=1 python scripts/sparse_encoder_bench.py {' '.join(sys.argv[1:])}",
         "",
         f"{record['voxels']} voxels of a real ten-sweep cloud at 0.075 x 0.075 x 0.2 m; {record['machine']}; "
-        f"{record['rounds']} rounds, all lines interleaved. spconv's time holds its index building, ours its tables.",
+        f"{record['rounds']} rounds, all lines interleaved. Ours is in {record['ours']}.",
+        "spconv's time holds its index building, ours its tables.",
         "Wall time depends on what else the machine does; processor time less so.",
         "",
         "| run | wall p50 ms | p90 | p99 | processor p50 ms |",
