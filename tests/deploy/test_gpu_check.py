@@ -105,7 +105,7 @@ def test_outputs_beyond_the_tolerance_are_timed_and_marked(machine: Machine) -> 
     result = machine.run()
     steps = result["variants"]["dense-fp32"]["steps"]
     assert steps["run fusion"]["status"] == "failed"
-    assert "fusion.bev by" in steps["run fusion"]["error"]
+    assert "fusion.bev off by" in steps["run fusion"]["error"]
     (check,) = steps["run fusion"]["parity"]
     assert 1e-4 < check["difference"] < 2e-2
     assert steps["run fusion"]["execution_ms"]["p50"] > 0
