@@ -42,9 +42,9 @@ def bundle_readme(manifest: Manifest, reference: Reference) -> str:
         "",
         "which writes the reference frame into `engines/by-hand/` as these tools read it. polygraphy holds every",
         "output against the bundle's own, within the tolerance of the manifest, on ONNX Runtime and, with `--trt`, on",
-        "TensorRT; where it says FAILED, do not drive with it (of the head, see the end). trtexec builds, and runs the",
-        "frame for its time alone. Its plans are for programs of your own: `Pipeline` runs those of `altermoma build`,",
-        "which were checked against this bundle, and no others.",
+        "TensorRT; where it says FAILED, do not drive with it (of the head see the end, of int8 its chapter). trtexec",
+        "builds, and runs the frame for its time alone. Its plans are for programs of your own:",
+        "`Pipeline` runs those of `altermoma build`, which were checked against this bundle, and no others.",
     ]
     for precision, stages in manifest.stages.items():
         lines += ["", f"## {precision}", *(_INT8 if precision == "int8" else ())]

@@ -137,6 +137,14 @@ def test_half_the_size_and_one_channel_twice_as_large_fail(int8: Bundle, stage: 
         require_agreement(cross_check("int8", {**good, stage: wrong}, good, reference, CEILING))
 
 
+def test_a_graph_that_rounds_elsewhere_is_no_yardstick(int8: Bundle) -> None:
+    good = same_graphs(int8, "int8")["fusion"]
+    other = Changed(good)
+    other.record = dataclasses.replace(good.record, file="stages/int8-onnxruntime/fusion.onnx")
+    with pytest.raises(ValueError, match="is held against stages/int8-onnxruntime/fusion"):
+        cross_check("int8", {"fusion": good}, {"fusion": other}, int8.reference(), CEILING)
+
+
 def test_one_dead_camera_fails(int8: Bundle) -> None:
     def dead(array: NDArray[Any]) -> NDArray[Any]:
         wrong = array.copy()
