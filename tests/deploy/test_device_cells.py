@@ -106,7 +106,8 @@ def test_prefix_sums(cuda: FakeCuda, count: int) -> None:
     arena = Arena(cuda, {"values": ((count,), I32)}, mirrored=True)  # type: ignore[arg-type]
     arena.write({"values": values})
     arena.upload(cuda.stream)
-    PrefixSum(DeviceKernels(cuda), count).queue(Pointer(arena.address("values")), cuda.stream)  # type: ignore[arg-type]
+    sums = PrefixSum(DeviceKernels(cuda), count)  # type: ignore[arg-type]
+    sums.queue(Pointer(arena.address("values")), cuda.stream)
     arena.download(cuda.stream)
     cuda.synchronise()
     np.testing.assert_array_equal(arena.host("values"), np.cumsum(values) - values)
