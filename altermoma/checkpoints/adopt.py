@@ -41,6 +41,7 @@ class Adopted:
         sweeps: LiDAR sweeps per frame that it was trained with; None where nothing says it.
         repeat_key: whether frames without earlier sweeps had their key sweep in place of them.
         foreign: how a .pth was read; None for our own files.
+        zeros: what our own file says of weights that stay zero, under "sparsity"; None for a dense one.
     """
 
     model: FusionModel
@@ -48,6 +49,7 @@ class Adopted:
     sweeps: int | None = None
     repeat_key: bool = False
     foreign: Loaded | None = None
+    zeros: Any = None
 
 
 def open_checkpoint(path: Path, *, preset: str | None = None, mmdet3d_config: Path | None = None) -> Adopted:
@@ -70,7 +72,8 @@ def open_checkpoint(path: Path, *, preset: str | None = None, mmdet3d_config: Pa
                 remedy="leave out --mmdet3d-config: a checkpoint of altermoma says itself what it is",
             )
         model = model_from_checkpoint(path, preset=preset)
-        return Adopted(model=model, preset=str(load_checkpoint(path)[1]["preset"]))
+        metadata = load_checkpoint(path)[1]
+        return Adopted(model=model, preset=str(metadata["preset"]), zeros=metadata.get("sparsity"))
     if mmdet3d_config is not None:
         adapted = read_file(mmdet3d_config)
         family = family_of(adapted.model)
@@ -103,7 +106,8 @@ def converted(path: Path, mmdet3d_config: Path) -> tuple[Path, Adopted]:
 
 def save_adopted(file: Path, adopted: Adopted, *, source: str) -> None:
     """Writes a checkpoint of ours."""
-    metadata = describe(adopted.model, adopted.preset) | {"source": source}
+    zeros = {} if adopted.zeros is None else {"sparsity": adopted.zeros}
+    metadata = describe(adopted.model, adopted.preset) | {"source": source} | zeros
     save_checkpoint(file, adopted.model.state_dict(), metadata)
 
 

@@ -211,11 +211,15 @@ def _measured(record: Mapping[str, Any]) -> MeasuredTables:
 
 def _times(name: str, entry: Mapping[str, Any]) -> StageTimes:
     times = StageTimes(**{key: tuple(float(value) for value in values) for key, values in entry.items()})
-    if not times.shares or len(times.shares) != len(times.ms) or min(*times.ms, *times.shares) <= 0.0:
-        raise ValueError(f"stage {name} wants as many times as shares, all above 0")
+    if not times.shares or len(times.shares) != len(times.ms) or not all(map(_positive, (*times.ms, *times.shares))):
+        raise ValueError(f"stage {name} wants as many times as shares, all finite and above 0")
     if not math.isclose(max(times.shares), 1.0):
         raise ValueError(f"stage {name} lacks the dense model, whose share is 1")
     return times
+
+
+def _positive(value: float) -> bool:
+    return math.isfinite(value) and value > 0.0
 
 
 def _numbers(record: Mapping[str, Any]) -> dict[str, float]:

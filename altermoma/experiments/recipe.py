@@ -97,7 +97,7 @@ class ExperimentRecipe:
     methods: tuple[Method, ...] = ("altermoma", "prospr", "snip", "synflow", "imp", "magnitude", "random")
     variants: tuple[Variant, ...] = ()
     seeds: int = 3
-    over: Literal["", "beta", "score_batches", "score_rounds", "reactivation_batches", "reactivation_lr"] = ""
+    over: Literal["", "beta", "score_rounds", "reactivation_lr"] = ""
     timed: bool = False
     paper: str = ""
     model: str = "bevfusion-tiny"
@@ -166,7 +166,8 @@ class ExperimentRecipe:
             title=f"{self.title} (reduced)",
             methods=small.methods,
             amounts=small.amounts or self.amounts[:1],
-            variants=self.variants[:1],
+            over="",
+            variants=tuple(dataclasses.replace(variant, line="") for variant in self.variants[:1]),
             seeds=small.seeds,
             val_frames=small.val_frames,
             finetune=dataclasses.replace(self.finetune, steps=small.steps),

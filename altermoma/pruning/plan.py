@@ -47,6 +47,12 @@ def plan_pruning(
             expected="flops, channels, params or latency",
             remedy='altermoma prune --prune-weights does it; experiments do with granularity = "weights"',
         )
+    if recipe.threshold != "global":
+        raise PruningError(
+            f"prune.threshold = {recipe.threshold!r} for channels",
+            expected='"global": their budget is one for all, and each stage keeps prune.min_channels',
+            remedy="leave it out; it is for --prune-weights and experiments in single weights",
+        )
     groups = fusion_groups(model)
     scoped = select_groups(groups, recipe.scope)
     flops = count_flops(model, frame)

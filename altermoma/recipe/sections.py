@@ -45,7 +45,9 @@ class DataRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class PruneRecipe:
-    """Structured pruning. `amount` is the share removed of `budget`; AlterMOMA's scores are those of paper eq. 11-13.
+    """Pruning of channels, or of single weights: `amount` is the share removed of `budget`.
+
+    AlterMOMA's scores are those of paper eq. 11-13.
 
     Attributes:
         method: AlterMOMA, or what the paper compares it with, or a control (altermoma.pruning.methods).

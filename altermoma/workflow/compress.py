@@ -15,7 +15,7 @@ from altermoma.workflow.given_tables import LATENCY, given_tables, latency_line,
 from altermoma.workflow.place import Workplace
 from altermoma.workflow.rounds import round_training
 from altermoma.workflow.scoring import scoring_batches
-from altermoma.workflow.sparsity import SPARSITY, masks_of
+from altermoma.workflow.sparsity import SPARSITY, check_prunable, masks_of
 from altermoma.workflow.steps import peak_memory_mib
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def prune_model(place: Workplace, folder: Path) -> dict[str, Any]:
     from altermoma.pruning.prune import prune_by_scores
     from altermoma.pruning.two_four_prune import prune_two_four
 
+    check_prunable(place.recipe, place.checkpoint)
     recipe, unfinished = place.recipe, folder / "scores"
     dense, reference = place.dense_model(), reference_batch(place)
     tables = latency_tables(place, dense, folder / TABLES_FILE) if recipe.prune.budget == "latency" else None

@@ -6,13 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from altermoma.errors import RecipeError
+from altermoma.errors import PruningError, RecipeError
 from altermoma.progress import say
 from altermoma.recipe import Recipe
-from altermoma.workflow.compress import PRUNED_FILE, reference_batch, scored
+from altermoma.workflow.compress import PRUNED_FILE, scored
 from altermoma.workflow.place import Workplace
 from altermoma.workflow.scoring import scoring_batches
-from altermoma.workflow.sparsity import SPARSITY
+from altermoma.workflow.sparsity import SPARSITY, check_prunable
 
 
 def check_single_weights(recipe: Recipe) -> None:
@@ -44,6 +44,9 @@ def mask_weights(place: Workplace, folder: Path) -> dict[str, Any]:
     """Scores every weight of the scope and sets those below the threshold to zero; the weights are kept in the folder.
 
     A kill costs one batch.
+
+    Raises:
+        PruningError: a partition that would be left without a weight, or a checkpoint that has such zeros already.
     """
     from altermoma.checkpoints.io import describe, save_checkpoint
     from altermoma.pruning.groups import fusion_groups
@@ -52,10 +55,18 @@ def mask_weights(place: Workplace, folder: Path) -> dict[str, Any]:
     from altermoma.pruning.unstructured import global_masks, masked_model, sparsity_report
     from altermoma.training.losses import task_loss
 
+    check_prunable(place.recipe, place.checkpoint)
     recipe, unfinished, dense = place.recipe.prune, folder / "scores", place.dense_model()
-    work = weight_work(dense, scoring_batches(place), recipe, task_loss, reference_batch(place), per=recipe.threshold)
+    work = weight_work(dense, scoring_batches(place), recipe, task_loss, per=recipe.threshold)
     masks = global_masks(dense, scored(place, work, unfinished), recipe.amount, per=recipe.threshold)
     report = sparsity_report(dense, masks)
+    for partition, share in report.by_partition.items():
+        if share == 1.0:
+            raise PruningError(
+                f"{recipe.method} would remove every weight of {partition} at {recipe.amount:.1%} of all",
+                expected="some left in each partition",
+                remedy='lower the amount, or give each partition its own threshold: prune.threshold = "partition"',
+            )
     say(
         f"removed {report.total:.1%} of the weights (asked {recipe.amount:.1%}): "
         + ", ".join(f"{partition} {share:.1%}" for partition, share in report.by_partition.items())

@@ -87,7 +87,7 @@ def _forget_abandoned(folder: Path) -> None:
 
 
 def train_model(recipe: Recipe, folder: Path, *, from_scratch: bool = False, teacher: Path | None = None) -> Path:
-    """Trains with the recipe's [finetune]; returns the weights written to the folder. A 2:4 checkpoint stays 2:4.
+    """Trains with the recipe's [finetune]; returns the weights written to the folder. Zeros that pruning made stay.
 
     In processes that torchrun started, each takes its share of every batch, and the first of them writes. With a
     `teacher`, the dense weights that the checkpoint was pruned from, the model is held against it.

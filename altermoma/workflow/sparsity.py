@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from altermoma.deploy.targets import load_target
-from altermoma.errors import RecipeError
+from altermoma.errors import PruningError, RecipeError
 from altermoma.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -44,6 +44,22 @@ def sparsity_inputs(recipe: Recipe) -> dict[str, Any]:
     if recipe.engine.sparsity == "dense":
         return {}
     return {SPARSITY: [recipe.prune.two_four_rule, recipe.prune.two_four_permute]}
+
+
+def check_prunable(recipe: Recipe, checkpoint: Path) -> None:
+    """Zeros that training keeps would be forgotten by pruning anew, and grow back; 2:4 that becomes 2:4 again is none.
+
+    Raises:
+        PruningError: a checkpoint with zeros of another kind than the recipe makes.
+    """
+    record = masks_of(checkpoint)[1].get(SPARSITY)
+    again = recipe.engine.sparsity == "2:4" and recipe.prune.budget != "weights"
+    if record is not None and not (again and record["pattern"] == "2:4"):
+        raise PruningError(
+            f"{checkpoint.name} has {record['pattern']} that were pruned before",
+            expected="a checkpoint without zeros that training keeps, or 2:4 to become 2:4",
+            remedy="prune the dense checkpoint, once; a 2:4 one goes on with --sparsity 2:4",
+        )
 
 
 def masks_of(checkpoint: Path) -> tuple[Masks, dict[str, Any]]:

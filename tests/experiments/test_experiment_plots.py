@@ -94,6 +94,12 @@ def test_lines_without_a_key_and_keys_without_lines_are_errors(changes: dict[str
         dataclasses.replace(FIGURE_4, **changes)
 
 
+def test_a_part_of_a_figure_needs_no_line() -> None:
+    few = dataclasses.replace(FIGURE_4, variants=FIGURE_4.variants[::-1]).as_reduced()
+    assert [variant.name for variant in few.variants] == ["apart"]
+    assert few.over == ""
+
+
 def test_the_papers_figure_4_is_drawn_over_its_ratios() -> None:
     recipe = load_experiment("fig4")
     lines = tabulate(outcome(recipe)).lines

@@ -229,7 +229,7 @@ def test_synflow_rounds_equal_a_naive_network() -> None:
 
 
 def test_synflow_ranks_flows_beyond_single_precision() -> None:
-    """Thirty orders of magnitude more in one layer are a factor of all scores: the same weights stay."""
+    """Forty-five orders of magnitude more in one layer are a factor of all scores: the same weights stay."""
     scores = []
     for factor in (1.0, 1e45):
         model = toy_model()

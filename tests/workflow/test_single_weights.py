@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.utils import prune as torch_prune
 
+from altermoma.checkpoints.adopt import open_checkpoint, save_adopted
 from altermoma.checkpoints.io import load_checkpoint, model_from_checkpoint, save_checkpoint
 from altermoma.errors import CheckpointError, PruningError, RecipeError
 from altermoma.models.presets import build
@@ -104,6 +105,32 @@ def test_what_no_engine_gains_from_is_refused(recipe: Recipe, tmp_path: Path) ->
     with pytest.raises(RecipeError, match="2:4"):
         prune_to_file(both, tmp_path / "both.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_zeros_are_not_forgotten_by_pruning_again(recipe: Recipe, pruned: Path, tmp_path: Path) -> None:
+    again = dataclasses.replace(recipe, checkpoint=str(pruned))
+    channels = dataclasses.replace(again, prune=PruneRecipe(amount=0.3, method="magnitude"))
+    for asked in (again, channels):
+        with pytest.raises(PruningError, match="pruned before"):
+            prune_to_file(asked, tmp_path / "again.safetensors")
+    assert not (tmp_path / "again.safetensors").exists()
+
+
+def test_zeros_are_not_forgotten_by_converting(pruned: Path, tmp_path: Path) -> None:
+    save_adopted(tmp_path / "same.safetensors", open_checkpoint(pruned), source=pruned.name)
+    assert masks_of(tmp_path / "same.safetensors")[1] == masks_of(pruned)[1]
+
+
+def test_a_partition_is_not_emptied(recipe: Recipe, tmp_path: Path) -> None:
+    model, faint = build(PRESET), tmp_path / "faint.safetensors"
+    for name, weight in model.named_parameters():
+        weight.data.mul_(1e-6 if model.partition_of(name) == "lidar" else 1.0)
+    save_checkpoint(faint, model.state_dict(), {"preset": PRESET})
+    with pytest.raises(PruningError, match="every weight of lidar"):
+        prune_to_file(dataclasses.replace(recipe, checkpoint=str(faint)), tmp_path / "empty.safetensors")
+    channels = dataclasses.replace(recipe.prune, budget="flops", amount=0.3, threshold="partition")
+    with pytest.raises(PruningError, match="threshold"):
+        prune_to_file(dataclasses.replace(recipe, prune=channels), tmp_path / "empty.safetensors")
 
 
 def test_weights_that_came_back_are_an_error(pruned: Path, tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def flow(model: nn.Module, inputs: Any, names: Sequence[str]) -> list[Tensor]:
 
 
 def _in_range(slopes: Sequence[Tensor]) -> list[Tensor]:
-    """All divided by the power of two just below the largest, which moves no rank.
+    """All divided by the power of two just above the largest, which moves no rank.
 
     A transformer that nothing normalises has flows of 1e43; scores of single weights are kept in single precision.
     """
