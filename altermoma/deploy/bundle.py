@@ -120,6 +120,12 @@ class Bundle:
         _check_files(folder, manifest)
         return cls(folder=folder, manifest=_without_lost_plans(folder, manifest))
 
+    def reread(self) -> Bundle:
+        """The bundle as its manifest now is, with engines that were built meanwhile; no file is hashed again."""
+        path = self.folder / MANIFEST_FILE
+        manifest = from_text(path.read_text(encoding="utf-8"), str(path))
+        return Bundle(folder=self.folder, manifest=_without_lost_plans(self.folder, manifest))
+
     def stages(self, precision: str) -> dict[str, StageRecord]:
         """Stage records of one precision.
 

@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +24,7 @@ from altermoma.deploy.cuda_driver import GpuLostError
 from altermoma.deploy.gpu_frames import PREPARED, check_kernels, frames_on_device
 from altermoma.deploy.manifest import STAGES, StageRecord
 from altermoma.deploy.pipeline import Pipeline, Preparation, open_stages
+from altermoma.deploy.reference import Reference
 from altermoma.deploy.self_check import check_frame, check_stage, reference_inputs, told_of
 from altermoma.deploy.stage_io import StageRunner
 from altermoma.deploy.telemetry import sampled
@@ -67,6 +68,23 @@ class Variant:
         return self.read().get("status") in {"passed", "failed"}
 
 
+class _Subject:
+    """A variant's bundle, hashed and its reference read once in a process: at full size each takes a second."""
+
+    def __init__(self, variant: Variant) -> None:
+        self.folder, self.precision = variant.folder, variant.precision
+        self._opened = Bundle.open(variant.bundle)
+
+    @property
+    def bundle(self) -> Bundle:
+        """As it now is: builds change the manifest."""
+        return self._opened.reread()
+
+    @cached_property
+    def reference(self) -> Reference:
+        return self._opened.reference()
+
+
 class UnmetError(Exception):
     """A step that ran, and found that something is not as it must be; `found` is kept."""
 
@@ -90,30 +108,30 @@ def check_variant(variant: Variant, *, timing_cache: Path, device: str) -> Recor
         BundleError: the bundle is damaged or lacks the precision: there is nothing to check.
         GpuLostError: a step broke the GPU's context; its failure is on file, and a new process goes on.
     """
-    bundle = Bundle.open(variant.bundle)
+    subject = _Subject(variant)
+    bundle = subject.bundle
     held = bundle.stages(variant.precision)
     stages = {name: held[name] for name in STAGES if name in held}
     options = options_of(bundle.manifest, variant.precision)
     book = _Book(variant, _key(bundle, options, device), bundle)
     for stage in stages.values():
-        book.step(f"build {stage.name}", partial(_build, variant, stage, options, timing_cache))
+        book.step(f"build {stage.name}", partial(_build, subject, stage, options, timing_cache))
     for stage in stages.values():
-        book.step(f"run {stage.name}", partial(_run, variant, stage), needs=[f"build {stage.name}"])
+        book.step(f"run {stage.name}", partial(_run, subject, stage), needs=[f"build {stage.name}"])
     built = [f"build {name}" for name in stages]
-    book.step("frame", partial(_frame, variant, options), needs=built)
-    book.step("onnxruntime", partial(_control, variant))
-    book.step("kernels", partial(_kernels, variant))
+    book.step("frame", partial(_frame, subject, options), needs=built)
+    book.step("onnxruntime", partial(_control, subject))
+    book.step("kernels", partial(_kernels, subject))
     for name, preparation in PREPARED.items():
-        book.step(name, partial(_device_frames, variant, cast(Any, preparation)), needs=["frame"])
+        book.step(name, partial(_device_frames, subject, cast(Any, preparation)), needs=["frame"])
     return book.close()
 
 
-def measured(variant: Variant) -> Bundle:
+def pardoned(bundle: Bundle) -> Bundle:
     """The bundle with its engines pardoned in memory: those that are not what was asked for run too, and only here."""
-    bundle = Bundle.open(variant.bundle)
     engines = bundle.manifest.engines
-    pardoned = tuple(dataclasses.replace(record, fault="") for record in engines.built)
-    manifest = dataclasses.replace(bundle.manifest, engines=dataclasses.replace(engines, built=pardoned))
+    built = tuple(dataclasses.replace(record, fault="") for record in engines.built)
+    manifest = dataclasses.replace(bundle.manifest, engines=dataclasses.replace(engines, built=built))
     return dataclasses.replace(bundle, manifest=manifest)
 
 
@@ -240,7 +258,7 @@ def _outcome(work: Callable[[], Record]) -> Record:
         return {"status": "failed", "error": repr(error), "traceback": traceback.format_exc()}
 
 
-def _build(variant: Variant, stage: StageRecord, options: BuildOptions, timing_cache: Path) -> Record:
+def _build(subject: _Subject, stage: StageRecord, options: BuildOptions, timing_cache: Path) -> Record:
     """Time, size, and what the inspector read back; everything that TensorRT said lies beside the record.
 
     An engine that is not what was asked for has failed, and is run and timed all the same (`built`).
@@ -248,13 +266,13 @@ def _build(variant: Variant, stage: StageRecord, options: BuildOptions, timing_c
     log, gpu = BuildLog(faults=[]), dict[str, Any]()
     try:
         with sampled(gpu):
-            bundle = build_stage(Bundle.open(variant.bundle), stage, options, timing_cache=timing_cache, log=log)
+            bundle = build_stage(subject.bundle, stage, options, timing_cache=timing_cache, log=log)
     finally:
         # An engine that was built earlier says nothing: its log stays.
         if log.messages or log.report:
-            write_text(variant.folder / f"{stage.name}.log", "\n".join(log.messages) + "\n")
-            write_text(variant.folder / f"{stage.name}.layers.json", log.report + "\n")
-    built = next(r for r in bundle.manifest.engines.built if (r.stage, r.precision) == (stage.name, variant.precision))
+            write_text(subject.folder / f"{stage.name}.log", "\n".join(log.messages) + "\n")
+            write_text(subject.folder / f"{stage.name}.layers.json", log.report + "\n")
+    built = next(r for r in bundle.manifest.engines.built if (r.stage, r.precision) == (stage.name, subject.precision))
     found: Record = {"plan_bytes": built.size, "layers": built.precisions, "built_before": not log.report}
     found |= {"built": True, "sparse_eligible": built.sparse_eligible, "sparse_picked": built.sparse_picked}
     if "memory_used_mib" in gpu:
@@ -264,18 +282,18 @@ def _build(variant: Variant, stage: StageRecord, options: BuildOptions, timing_c
     return found
 
 
-def _run(variant: Variant, stage: StageRecord) -> Record:
+def _run(subject: _Subject, stage: StageRecord) -> Record:
     """Outputs against the reference's, milliseconds without copies, and device memory."""
-    bundle = measured(variant)
-    runner = open_engines(bundle, variant.precision, only=[stage.name])[stage.name]
-    found = _parity(bundle, runner, variant.precision)
-    times = runner.execution_ms(reference_inputs(stage, bundle.reference()), RUNS)
+    runner = open_engines(pardoned(subject.bundle), subject.precision, only=[stage.name])[stage.name]
+    found = _parity(subject, runner)
+    times = runner.execution_ms(reference_inputs(stage, subject.reference), RUNS)
     found |= {"execution_ms": summary(times[RUNS // 10 :]), "memory_bytes": runner.memory_bytes()}
     return _held(found)
 
 
-def _parity(bundle: Bundle, runner: StageRunner, precision: str) -> Record:
-    checks = check_stage(precision, runner, bundle.reference(), bundle.manifest.tolerances[precision])
+def _parity(subject: _Subject, runner: StageRunner) -> Record:
+    allowed = subject.bundle.manifest.tolerances[subject.precision]
+    checks = check_stage(subject.precision, runner, subject.reference, allowed)
     return {"parity": [dataclasses.asdict(c) for c in checks]}
 
 
@@ -287,45 +305,44 @@ def _held(found: Record) -> Record:
     return found
 
 
-def _frame(variant: Variant, options: BuildOptions) -> Record:
+def _frame(subject: _Subject, options: BuildOptions) -> Record:
     """From raw sensor arrays to boxes; with every stage built and verified, the bundle's engines are complete."""
-    bundle = Bundle.open(variant.bundle)
-    if not any(record.fault for record in bundle.manifest.engines.built if record.precision == variant.precision):
+    bundle = subject.bundle
+    if not any(record.fault for record in bundle.manifest.engines.built if record.precision == subject.precision):
         engines_here(bundle, options, build="require")
-    bundle = measured(variant)
-    pipeline = Pipeline(bundle.manifest.geometry, open_engines(bundle, variant.precision))
-    check = check_frame(variant.precision, pipeline, bundle.reference())
+    bundle = pardoned(subject.bundle)
+    pipeline = Pipeline(bundle.manifest.geometry, open_engines(bundle, subject.precision))
+    check = check_frame(subject.precision, pipeline, subject.reference)
     found = dataclasses.asdict(check)
     if not check.passed:
         raise UnmetError(f"{check.matched} of {check.boxes} boxes found again, {check.centre_m:.3f} m off", found)
     return found
 
 
-def _device_frames(variant: Variant, preparation: Preparation) -> Record:
+def _device_frames(subject: _Subject, preparation: Preparation) -> Record:
     """The runtime that a vehicle uses: streams, graphs, buckets, frames prepared here or there."""
-    found, wrong = frames_on_device(measured(variant), variant.precision, preparation)
+    found, wrong = frames_on_device(pardoned(subject.bundle), subject.reference, subject.precision, preparation)
     if wrong:
         raise UnmetError(wrong, found)
     return found
 
 
-def _kernels(variant: Variant) -> Record:
+def _kernels(subject: _Subject) -> Record:
     """The device kernels against numpy, once per bundle: they do not depend on the engines' precision."""
-    if variant.precision != "fp32":
+    if subject.precision != "fp32":
         return {"note": "not run: only for fp32, as precisions of a bundle share their inputs"}
-    found, wrong = check_kernels(Bundle.open(variant.bundle), variant.precision, make_cuda())
+    found, wrong = check_kernels(subject.bundle, subject.reference, subject.precision, make_cuda())
     if wrong:
         raise UnmetError(wrong, found)
     return found
 
 
-def _control(variant: Variant) -> Record:
+def _control(subject: _Subject) -> Record:
     """The same graphs on ONNX Runtime here: tells whether the bundle or the engine is to blame."""
-    if variant.precision != "fp32" or importlib.util.find_spec("onnxruntime") is None:
+    if subject.precision != "fp32" or importlib.util.find_spec("onnxruntime") is None:
         return {"note": "not run: only for fp32, where onnxruntime is installed"}
-    bundle = Bundle.open(variant.bundle)
-    runners = open_stages(bundle, "onnxruntime", variant.precision, threads=os.cpu_count() or 1)
+    runners = open_stages(subject.bundle, "onnxruntime", subject.precision, threads=os.cpu_count() or 1)
     found: Record = {"parity": []}
     for runner in runners.values():
-        found["parity"] += _parity(bundle, runner, variant.precision)["parity"]
+        found["parity"] += _parity(subject, runner)["parity"]
     return _held(found)

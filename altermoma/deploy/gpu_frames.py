@@ -44,7 +44,9 @@ PREPARED = {"frame, host": "host", "frame, device": "device"}
 Record = dict[str, Any]
 
 
-def frames_on_device(bundle: Bundle, precision: str, preparation: Preparation) -> tuple[Record, str]:
+def frames_on_device(
+    bundle: Bundle, reference: Reference, precision: str, preparation: Preparation
+) -> tuple[Record, str]:
     """Several whole frames on two streams, with graphs; every one against the bundle's boxes, and its outputs against
     those of the same engines run one by one: untrained models find no box.
 
@@ -52,7 +54,7 @@ def frames_on_device(bundle: Bundle, precision: str, preparation: Preparation) -
         What was found, and what is wrong with it, if anything.
     """
     pipeline = Pipeline.from_bundle(bundle, "tensorrt", precision=precision, preparation=preparation)
-    reference, device = bundle.reference(), pipeline.device
+    device = pipeline.device
     if device is None:
         raise ValueError("a TensorRT pipeline runs whole frames")
     thin = dataclasses.replace(reference, points_p5=np.ascontiguousarray(reference.points_p5[::EVERY]))
@@ -114,7 +116,7 @@ def _largest(wanted: Arrays, found: Arrays, allowed: float) -> float:
     return off
 
 
-def check_kernels(bundle: Bundle, precision: str, cuda: Cuda) -> tuple[Record, str]:
+def check_kernels(bundle: Bundle, reference: Reference, precision: str, cuda: Cuda) -> tuple[Record, str]:
     """Every graph input that the kernels make, against numpy's on the reference frame, and the kernels' time.
 
     Returns:
@@ -123,7 +125,7 @@ def check_kernels(bundle: Bundle, precision: str, cuda: Cuda) -> tuple[Record, s
     Raises:
         UnsupportedError: no NVRTC, or a model that the kernels do not serve.
     """
-    geometry, reference = bundle.manifest.geometry, bundle.reference()
+    geometry = bundle.manifest.geometry
     limits = Limits.of_stages(bundle.stages(precision), geometry.lidar_levels + 1, pillars=geometry.lidar == "pillars")
     frame = _raw(reference)
     feed = DeviceFeed(cuda, geometry, limits, reference.calibration.image_hw, {})

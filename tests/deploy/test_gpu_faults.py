@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gpu_machine import AFTER, GPU, Machine
 from tensorrt_double import VERSIONS, inspector_report
 
+from altermoma.deploy import bundle as bundle_module
 from altermoma.deploy import gpu_bench, gpu_check, tensorrt_backend, tensorrt_engines
 from altermoma.deploy.bundle import Bundle
 from altermoma.deploy.manifest import STAGES
@@ -114,3 +116,28 @@ def test_frames_that_are_right_are_timed_as_a_vehicle_runs_them_though_no_graph_
     assert gpu_bench.way_of(variant) == "host"
     variant.file.write_text(json.dumps({"steps": {}}))
     assert gpu_bench.way_of(variant) == gpu_bench.STAGEWISE
+
+
+def test_a_bundle_is_hashed_and_its_reference_read_once_in_a_process(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = {"_check_files": 0, "read_reference": 0}
+
+    def count(name: str) -> None:
+        whole = getattr(bundle_module, name)
+
+        def counted(*arguments: Any) -> Any:
+            counts[name] += 1
+            return whole(*arguments)
+
+        monkeypatch.setattr(bundle_module, name, counted)
+
+    folder = machine.bundle("dense")
+    for name in counts:
+        count(name)
+    variant = gpu_check.Variant(bundle=folder, precision="fp32", folder=machine.out / "dense-fp32")
+    record = gpu_check.check_variant(variant, timing_cache=machine.out / "timing.cache", device=str(GPU))
+    assert record["status"] == "passed"
+    # A vehicle's pipeline that prepares frames on the device reads how large its pictures are.
+    assert counts == {"_check_files": 1, "read_reference": 2}
+    assert len(Bundle.open(folder).manifest.engines.built) == len(STAGES)
