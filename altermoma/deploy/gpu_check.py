@@ -22,6 +22,7 @@ from altermoma.deploy.benchmark import summary
 from altermoma.deploy.bundle import Bundle
 from altermoma.deploy.cuda_driver import GpuLostError
 from altermoma.deploy.gpu_frames import PREPARED, check_kernels, frames_on_device
+from altermoma.deploy.gpu_tools import check_cross, check_vendor, left_out
 from altermoma.deploy.manifest import STAGES, StageRecord
 from altermoma.deploy.pipeline import Pipeline, Preparation, open_stages
 from altermoma.deploy.reference import Reference
@@ -124,6 +125,8 @@ def check_variant(variant: Variant, *, timing_cache: Path, device: str) -> Recor
     book.step("kernels", partial(_kernels, subject))
     for name, preparation in PREPARED.items():
         book.step(name, partial(_device_frames, subject, cast(Any, preparation)), needs=["frame"])
+    book.step("cross", partial(_cross, subject), needs=built)
+    book.step("vendor", partial(_vendor, subject))
     return book.close()
 
 
@@ -177,7 +180,7 @@ def forget(variant: Variant, *, failures: bool) -> None:
 def _goes_with(step: str, build: str) -> bool:
     """Whether a step ran the engine that another step built."""
     what, _, stage = build.partition(" ")
-    return what == "build" and (step in {f"run {stage}", "frame"} or step in PREPARED)
+    return what == "build" and (step in {f"run {stage}", "frame", "cross"} or step in PREPARED)
 
 
 def _key(bundle: Bundle, options: BuildOptions, device: str) -> str:
@@ -346,3 +349,26 @@ def _control(subject: _Subject) -> Record:
     for runner in runners.values():
         found["parity"] += _parity(subject, runner)["parity"]
     return _held(found)
+
+
+def _cross(subject: _Subject) -> Record:
+    """The vendor's own judge of the engines that the check built, on what both runtimes answer here."""
+    reason = left_out(subject.bundle, subject.precision, "onnxruntime")
+    if reason:
+        return {"note": reason}
+    found, wrong = check_cross(pardoned(subject.bundle), subject.reference, subject.precision)
+    if wrong:
+        raise UnmetError(wrong, found)
+    return found
+
+
+def _vendor(subject: _Subject) -> Record:
+    """What the bundle's README has its reader type, once per bundle: it builds engines of its own."""
+    reason = left_out(subject.bundle, subject.precision, "onnxruntime", "polygraphy")
+    if reason or subject.precision != "fp32":
+        return {"note": reason or "not run: only for fp32, as the commands differ in a few options"}
+    major = int(str(import_tensorrt().__version__).partition(".")[0])
+    found, wrong = check_vendor(subject.bundle, subject.reference, subject.precision, major)
+    if wrong:
+        raise UnmetError(wrong, found)
+    return found

@@ -19,7 +19,7 @@ from tensorrt_double import FakeCuda, TensorRtDouble, attach_runtime, inspector_
 from tiny_bundle import content
 from typer.testing import CliRunner
 
-from altermoma.deploy import device_kernels, gpu_check, gpu_frames, tensorrt_backend, tensorrt_engines
+from altermoma.deploy import device_kernels, gpu_check, gpu_frames, gpu_tools, tensorrt_backend, tensorrt_engines
 from altermoma.deploy.bundle import write_bundle
 from altermoma.deploy.cuda_driver import Gpu, Probe
 
@@ -31,7 +31,7 @@ class Crash(BaseException):
     """What ends a process."""
 
 
-AFTER = ("frame", "onnxruntime", "kernels", "frame, host", "frame, device")
+AFTER = ("frame", "onnxruntime", "kernels", "frame, host", "frame, device", "cross", "vendor")
 
 
 class Machine:
@@ -54,6 +54,8 @@ class Machine:
         monkeypatch.setattr(device_kernels, "compile_kernels", lambda name, *_: name.encode())
         monkeypatch.setattr(gpu_frames, "KERNEL_RUNS", 1)
         monkeypatch.setattr(gpu_frames, "KERNEL_WARMUP", 1)
+        self.tools: list[list[str]] = []
+        monkeypatch.setattr(gpu_tools, "run_tool", lambda words, _: self.tools.append(words) or "")
         for module in (tensorrt_backend, tensorrt_engines, gpu_check, self.script):
             monkeypatch.setattr(module, "import_tensorrt", lambda: trt)
 

@@ -88,7 +88,7 @@ def test_what_an_engine_did_is_forgotten_with_its_build(tmp_path: Path) -> None:
         gpu_check.forget(variant, failures=True)
         return set(names) - set(variant.read()["steps"])
 
-    assert left("build view") == {"build view", "run view", "frame", "frame, host", "frame, device"}
+    assert left("build view") == {"build view", "run view", "frame", "frame, host", "frame, device", "cross"}
     assert left("run view", "kernels") == {"run view", "kernels"}
 
 
