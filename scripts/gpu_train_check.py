@@ -10,16 +10,23 @@ For bevfusion-tiny with the package's weights and a preset at the paper's scale 
    waited for frames, a run that goes on after a kill;
 4. detections of the validation frames: GPU against CPU, frames a second.
 
-Leaves result.json and result.md in --out. What is in result.json already is not done again. Ends with 0 if everything
-agrees, 1 if something does not, 2 where there is no GPU (`--device cpu` tries the script itself out).
+The CPU's answers need no GPU: `--only-cpu` computes them beforehand and keeps them in --out (beside a GPU that is
+needed for something else, or on another machine, whose --out is then carried), and so does whoever meets one missing.
+
+Leaves result.json and result.md in --out. What is in result.json already is not done again. After --minutes it ends,
+whatever is under way: run it again. Ends with 0 if everything agrees, 1 if something does not or was not reached, 2
+where there is no GPU (`--device cpu` tries the script itself out).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import shutil
+import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +36,8 @@ import numpy as np
 import torch
 import typer
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from altermoma.checkpoints.io import describe, save_checkpoint
@@ -36,7 +45,7 @@ from altermoma.cli.console import run_app
 from altermoma.data.nuscenes import NuScenesReader
 from altermoma.data.synth import write_world
 from altermoma.evaluation.predict import predict
-from altermoma.frames import Frame
+from altermoma.frames import Boxes, Frame
 from altermoma.models.batch import FrameBatch, collate
 from altermoma.models.devices import choose_device, describe_device
 from altermoma.models.fusion import FusionModel
@@ -45,7 +54,7 @@ from altermoma.progress import say
 from altermoma.pruning.groups import fusion_groups
 from altermoma.pruning.one_round import score
 from altermoma.recipe import ComputeRecipe, DataRecipe, Recipe, TrainPrecision, TrainRecipe
-from altermoma.storage import read_json, write_json, write_text
+from altermoma.storage import atomic_path, read_json, write_json, write_text
 from altermoma.training.log import read_log
 from altermoma.training.loop import StepReport, train
 from altermoma.training.losses import task_loss
@@ -62,11 +71,18 @@ NATIVE_HW = (900, 1600)
 FORWARD, GRADIENT, SCORES = 1e-3, 1e-2, 0.999
 """Largest difference of an output over its magnitude; of all gradients as one vector; least correlation of scores."""
 
+LONGEST_S = 1e6
+"""Timers take no infinity."""
+
 Record = dict[str, Any]
 
 
 class StoppedError(Exception):
     """Stands for a kill."""
+
+
+class TimeOverError(BaseException):
+    """The time of the run is over; no result of the check that was under way."""
 
 
 class LargeReader(NuScenesReader):
@@ -98,6 +114,7 @@ class Subject:
     device: torch.device
     steps: int
     folder: Path
+    answers: Path
 
     def place(self) -> Workplace:
         return LargePlace(self.recipe)
@@ -107,8 +124,58 @@ class Subject:
         place = self.place()
         return place.model_on_host(place.checkpoint).to(device)
 
+    def forward(self, device: torch.device) -> Answer:
+        model, there = self.model(device), batch_of(self.place(), 1).to(device)
+        with torch.inference_mode():
+            maps = {"camera": model.camera_branch(there), "lidar": model.lidar_branch(there)}
+            return maps | {"heatmap": model(there).dense_heatmap}
+
+    def gradients(self, device: torch.device) -> Answer:
+        place, model = self.place(), self.model(device).train()
+        terms = detection_objective(TrainRecipe())(model, [place.train[index] for index in range(2)])
+        terms.total.backward()  # type: ignore[no-untyped-call]
+        gradient = torch.cat([p.grad.flatten().cpu() for p in model.parameters() if p.grad is not None])
+        return {"loss": terms.total.detach(), "gradient": gradient}
+
+    def scores(self, device: torch.device) -> Answer:
+        place, model = self.place(), self.model(device)
+        found = score(model, fusion_groups(model), scoring_batches(place), place.recipe.prune, task_loss)
+        return {"scores": torch.cat([vector.double().cpu() for vector in found.values()])}
+
+    def detections(self, device: torch.device) -> Answer:
+        """Boxes as tensors by token and field; `unpacked` gives them back."""
+        boxes = predict(self.model(device), self.place().val)
+        fields = [field.name for field in dataclasses.fields(Boxes)]
+        return {f"{token} {name}": torch.from_numpy(getattr(b, name)) for token, b in boxes.items() for name in fields}
+
+    def answer(self) -> None:
+        """Everything that the checks want of the CPU."""
+        makers = {"forward": self.forward, "gradients": self.gradients, "scores": self.scores}
+        for check, make in {**makers, "detections": self.detections}.items():
+            say(f"{self.name}: {check} on the CPU ...")
+            kept(self, check, make)
+
 
 CPU = torch.device("cpu")
+Answer = dict[str, Tensor]
+
+
+def kept(subject: Subject, check: str, make: Callable[[torch.device], Answer]) -> Answer:
+    """What the CPU answers to a check: from its file, or made and kept there, with the seconds that it took."""
+    file = subject.answers / f"{check}.safetensors"
+    if not file.is_file():
+        started = time.monotonic()
+        answer = {name: tensor.detach().cpu().contiguous() for name, tensor in make(CPU).items()}
+        told = {"seconds": json.dumps(time.monotonic() - started), "torch": torch.__version__}
+        with atomic_path(file) as draft:
+            save_file(answer, draft, metadata=told)
+    with safe_open(str(file), framework="pt") as held:
+        found = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118 - it is no mapping
+        return found | {SECONDS: torch.tensor(float(json.loads(held.metadata()["seconds"])), dtype=torch.float64)}
+
+
+SECONDS = "seconds"
+"""What the CPU took, beside its answer."""
 
 
 def difference(found: Tensor, wanted: Tensor) -> float:
@@ -123,49 +190,32 @@ def batch_of(place: Workplace, count: int) -> FrameBatch:
 
 def check_forward(subject: Subject) -> Record:
     """Both branches' maps and the heatmap; proposals after it may be chosen otherwise where they tie."""
-    batch, found = batch_of(subject.place(), 1), []
-    for device in (CPU, subject.device):
-        model = subject.model(device)
-        with torch.inference_mode():
-            there = batch.to(device)
-            maps = {"camera": model.camera_branch(there), "lidar": model.lidar_branch(there)}
-            found.append(maps | {"heatmap": model(there).dense_heatmap})
-    record: Record = {name: difference(found[1][name], wanted) for name, wanted in found[0].items()}
+    wanted, found = kept(subject, "forward", subject.forward), subject.forward(subject.device)
+    record: Record = {name: difference(tensor, wanted[name]) for name, tensor in found.items()}
     return record | {"passed": max(record.values()) <= FORWARD}
 
 
 def check_gradients(subject: Subject) -> Record:
     """Loss and gradients of a training step; batch norms take the statistics of its frames."""
-    place, objective = subject.place(), detection_objective(TrainRecipe())
-    samples, losses, gradients = [place.train[index] for index in range(2)], [], []
-    for device in (CPU, subject.device):
-        model = subject.model(device).train()
-        terms = objective(model, samples)
-        terms.total.backward()  # type: ignore[no-untyped-call]
-        losses.append(float(terms.total.detach()))
-        gradients.append(torch.cat([p.grad.flatten().cpu() for p in model.parameters() if p.grad is not None]))
-    apart = float((gradients[1] - gradients[0]).norm() / gradients[0].norm())
-    return {"loss_cpu": losses[0], "loss": losses[1], "gradient": apart, "passed": apart <= GRADIENT}
+    wanted, found = kept(subject, "gradients", subject.gradients), subject.gradients(subject.device)
+    apart = float((found["gradient"] - wanted["gradient"]).norm() / wanted["gradient"].norm())
+    losses = {"loss_cpu": float(wanted["loss"]), "loss": float(found["loss"])}
+    return {**losses, "gradient": apart, "passed": apart <= GRADIENT}
 
 
 def check_scores(subject: Subject) -> Record:
     """AlterMOMA on a few frames."""
-    place, scores, seconds = subject.place(), [], []
-    recipe = place.recipe.prune
-    for device in (CPU, subject.device):
-        model = subject.model(device)
-        forget_memory(device)
-        started = time.monotonic()
-        found = score(model, fusion_groups(model), scoring_batches(place), recipe, task_loss)
-        seconds.append(time.monotonic() - started)
-        scores.append(torch.cat([vector.double() for vector in found.values()]))
-    alike = float(torch.corrcoef(torch.stack(scores))[0, 1])
-    memory = memory_mib(subject.device)
+    wanted = kept(subject, "scores", subject.scores)
+    forget_memory(subject.device)
+    started = time.monotonic()
+    found = subject.scores(subject.device)
+    seconds = time.monotonic() - started
+    alike = float(torch.corrcoef(torch.stack([wanted["scores"], found["scores"]]))[0, 1])
     return {
         "correlation": alike,
-        "seconds_cpu": seconds[0],
-        "seconds": seconds[1],
-        "memory_mib": memory,
+        "seconds_cpu": float(wanted[SECONDS]),
+        "seconds": seconds,
+        "memory_mib": memory_mib(subject.device),
         "passed": alike >= SCORES,
     }
 
@@ -239,18 +289,42 @@ def moved_apart(start: nn.Module, one: nn.Module, other: nn.Module) -> float:
 
 def check_detections(subject: Subject) -> Record:
     """Boxes of the validation frames."""
-    place, boxes, seconds = subject.place(), [], []
-    for device in (CPU, subject.device):
-        model = subject.model(device)
-        started = time.monotonic()
-        boxes.append(predict(model, place.val))
-        seconds.append(time.monotonic() - started)
-    found = compare(boxes[0], boxes[1])
+    wanted = kept(subject, "detections", subject.detections)
+    started = time.monotonic()
+    boxes = subject.detections(subject.device)
+    seconds, frames = time.monotonic() - started, len(subject.place().val)
+    found = compare(unpacked(wanted), unpacked(boxes))
     return dataclasses.asdict(found) | {
-        "frames_per_s_cpu": len(place.val) / seconds[0],
-        "frames_per_s": len(place.val) / seconds[1],
+        "frames_per_s_cpu": frames / float(wanted[SECONDS]),
+        "frames_per_s": frames / seconds,
         "passed": found.matched >= 0.99,
     }
+
+
+def unpacked(answer: Answer) -> dict[str, Boxes]:
+    """What `Subject.detections` packed."""
+    tokens = dict.fromkeys(name.partition(" ")[0] for name in answer if " " in name)
+    fields = [field.name for field in dataclasses.fields(Boxes)]
+    return {token: Boxes(**{name: answer[f"{token} {name}"].numpy() for name in fields}) for token in tokens}
+
+
+@contextlib.contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """
+    Raises:
+        TimeOverError: when the time is over, wherever the program is.
+    """
+
+    def over(*_: object) -> None:
+        raise TimeOverError
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def checks_of(subject: Subject) -> dict[str, Callable[[], Record]]:
@@ -306,14 +380,20 @@ def subject_of(name: str, out: Path, device: torch.device, *, steps: int, worker
         recipe.prune, score_batches=2, reactivation_batches=2, reri_batches=1, batch_size=1, channel_step=8
     )
     recipe = with_open_keys_filled(dataclasses.replace(recipe, prune=prune))
-    return Subject(name=name, recipe=recipe, device=device, steps=steps, folder=out / "training" / name)
+    return Subject(
+        name=name, recipe=recipe, device=device, steps=steps, folder=out / "training" / name, answers=out / "cpu" / name
+    )
 
 
-def run_checks(subjects: Sequence[Subject], out: Path) -> dict[str, dict[str, Record]]:
-    """Does what result.json lacks, and keeps it up to date; a check that fails does not end the others."""
+def run_checks(subjects: Sequence[Subject], out: Path, seconds: float = float("inf")) -> dict[str, dict[str, Record]]:
+    """Does what result.json lacks, and keeps it up to date; a check that fails does not end the others.
+
+    When the time is over, the one under way is left for the next run, unless it had all of this one's.
+    """
     file = out / "result.json"
     result: dict[str, dict[str, Record]] = read_json(file) if file.is_file() else {}
     machine = describe_device(subjects[0].device) + f", torch {torch.__version__}"
+    deadline, first = time.monotonic() + seconds, True
     for subject in subjects:
         done = result.setdefault(subject.name, {})
         for name, check in checks_of(subject).items():
@@ -321,15 +401,22 @@ def run_checks(subjects: Sequence[Subject], out: Path) -> dict[str, dict[str, Re
                 continue
             say(f"{subject.name}: {name} ...")
             try:
-                done[name] = check()
+                with limited(min(deadline - time.monotonic(), LONGEST_S)):
+                    done[name] = check()
+            except TimeOverError:
+                say(f"{subject.name}: {name} was not finished in the time given")
+                if not first:
+                    return result
+                done[name] = {"passed": False, "error": f"not finished in {seconds:.0f} s, all of a run"}
             except Exception as error:  # whatever it is, it is a result of this check
                 done[name] = {"passed": False, "error": f"{type(error).__name__}: {error}".splitlines()[0]}
+            first = False
             write_json(file, result)
             write_text(out / "result.md", markdown(machine, result))
     return result
 
 
-def main(
+def main(  # noqa: PLR0913 - one parameter per option
     *,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for everything that is found.")] = Path("gpu_train"),
     models: Annotated[
@@ -340,16 +427,24 @@ def main(
     steps: Annotated[int, typer.Option(min=2, help="Training steps of each precision.")] = 20,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read frames.")] = 4,
     keyframes: Annotated[int, typer.Option(min=2, help="Of each of the two scenes.")] = 12,
+    minutes: Annotated[float, typer.Option(help="For everything; what is not reached is done by the next run.")] = 1e4,
+    only_cpu: Annotated[bool, typer.Option("--only-cpu", help="Compute what the CPU answers, and end.")] = False,
 ) -> None:
     """Checks and times training, scores and evaluation on a GPU."""
-    chosen = choose_device(device)
+    started = time.monotonic()
+    chosen = CPU if only_cpu else choose_device(device)
     if not (out / "world").is_dir():
         write_world(out / "world", names=SCENES, keyframes=keyframes)
     names = models or ["bevfusion-tiny", "bevfusion-mit-r50-second"]
     subjects = [subject_of(name, out, chosen, steps=steps, workers=workers) for name in names]
-    result = run_checks(subjects, out)
+    if only_cpu:
+        for subject in subjects:
+            subject.answer()
+        return
+    result = run_checks(subjects, out, 60 * minutes - (time.monotonic() - started))
     print((out / "result.md").read_text(encoding="utf-8"))
-    passed = all(record["passed"] for checks in result.values() for record in checks.values())
+    reached = all(set(checks_of(subject)) <= set(result.get(subject.name, {})) for subject in subjects)
+    passed = reached and all(record["passed"] for checks in result.values() for record in checks.values())
     raise typer.Exit(0 if passed else 1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -12,6 +13,7 @@ from script_module import load_script
 from torch import nn
 
 from altermoma.data.nuscenes import NuScenesReader
+from altermoma.frames import Boxes
 from altermoma.models.presets import config_of
 from altermoma.ops.images import resize_crop
 
@@ -56,6 +58,54 @@ def test_frames_are_large_enough_for_presets_at_the_papers_scale(script: ModuleT
     for before, after in zip(frame.calibration.intrinsics_v33, large.calibration.intrinsics_v33, strict=True):
         place, larger = before @ point, after @ point
         np.testing.assert_allclose(larger[:2] / larger[2] / 2.5, place[:2] / place[2])
+
+
+def test_when_the_time_is_over_what_is_under_way_is_left_for_the_next_run(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for a check that had a whole run to itself: it would stand in the way of those behind it for ever."""
+    slow = 30.0
+
+    def wait() -> dict[str, object]:
+        time.sleep(slow)
+        return {"passed": True}
+
+    monkeypatch.setattr(script, "checks_of", lambda _: {"fine": lambda: {"passed": True}, "slow": wait, "last": wait})
+    subject = SimpleNamespace(name="model", device=torch.device("cpu"))
+    started = time.monotonic()
+    assert set(script.run_checks([subject], tmp_path, 1.0)["model"]) == {"fine"}
+    second = script.run_checks([subject], tmp_path, 1.0)["model"]
+    assert time.monotonic() - started < slow
+    assert second["slow"] == {"passed": False, "error": "not finished in 1 s, all of a run"}
+    slow = 0.0
+    assert script.run_checks([subject], tmp_path, 60.0)["model"]["last"]["passed"]
+
+
+def test_what_the_cpu_answers_is_computed_once_and_beforehand(script: ModuleType, tmp_path: Path) -> None:
+    boxes = {
+        token: Boxes(
+            geometry_m9=np.full((count, 9), count, np.float32),
+            labels_m=np.arange(count),
+            scores_m=np.full(count, 0.5, np.float32),
+        )
+        for token, count in (("first", 2), ("none", 0))
+    }
+    asked: list[torch.device] = []
+
+    def make(device: torch.device) -> dict[str, torch.Tensor]:
+        asked.append(device)
+        names = ("geometry_m9", "labels_m", "scores_m")
+        return {f"{token} {name}": torch.from_numpy(getattr(b, name)) for token, b in boxes.items() for name in names}
+
+    subject = SimpleNamespace(answers=tmp_path / "cpu" / "model")
+    first, again = (script.kept(subject, "detections", make) for _ in range(2))
+    assert asked == [torch.device("cpu")]
+    assert first[script.SECONDS] == again[script.SECONDS] >= 0
+    found = script.unpacked(again)
+    assert set(found) == {"first", "none"}
+    for token, wanted in boxes.items():
+        for name in ("geometry_m9", "labels_m", "scores_m"):
+            np.testing.assert_array_equal(getattr(found[token], name), getattr(wanted, name))
 
 
 def test_distances(script: ModuleType) -> None:
