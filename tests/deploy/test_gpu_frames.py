@@ -50,7 +50,9 @@ class LidarStream:
         self.cuda.queue = self.watch  # type: ignore[method-assign]
 
     def watch(self, stream: int | None, name: str, run: Any, **places: Any) -> None:
-        if name == "engine lidar_bev" and stream is not None:
+        # Engines that are run one by one have the stream of the whole GPU.
+        if name == "engine lidar_bev" and stream not in {None, self.cuda.stream}:
+            assert stream is not None
             self.place[stream] = places["writes"][0]
         self._queue(stream, name, run, **places)
 
